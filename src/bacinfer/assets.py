@@ -1,0 +1,279 @@
+"""The one place that knows an assets directory: its paths, its formats, atomic writes and safe reads.
+
+::
+
+    assets/<task>/original/
+        activations.npz                      residuals of one run, [K, ...] a module (BACInfer: activations.pkl)
+        similarity_matrices.npz              a K×K matrix a module and metric
+        optimal_steps/<metric>/<module>/optimal_steps_<module>_<M>_<metric>.pkl|.json|.txt
+        bu_block_selection/block_l1_errors.pkl, top_<N>_error_blocks.pkl
+
+The pickles are those that BACInfer reads and writes: a ``list[int]`` and a ``dict[str, float]``. Nothing here
+unpickles arbitrary objects.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bacinfer import safe_pickle
+
+_METADATA = "metadata.json"  # the entry of an .npz file that holds its metadata
+_PLAIN_DATA = {**safe_pickle.TENSOR_GLOBALS, **safe_pickle.ARRAY_GLOBALS}
+
+
+@dataclass(frozen=True)
+class RunAssets:
+    """Paths of what was recorded and found in one cache mode of a task, ``assets/<task>/<mode>``."""
+
+    directory: Path
+
+    @property
+    def activations(self) -> Path:
+        return self.directory / "activations.npz"
+
+    @property
+    def similarity_matrices(self) -> Path:
+        return self.directory / "similarity_matrices.npz"
+
+    def steps_dir(self, metric: str) -> Path:
+        """What `apply_cache` takes as `optimal_steps_dir`."""
+        return self.directory / "optimal_steps" / metric
+
+    @property
+    def block_errors(self) -> Path:
+        return self.directory / "bu_block_selection" / "block_l1_errors.pkl"
+
+    def selected_blocks(self, num_blocks: int) -> Path:
+        return self.directory / "bu_block_selection" / f"top_{num_blocks}_error_blocks.pkl"
+
+    @classmethod
+    def of_steps_dir(cls, steps_dir: str | Path) -> RunAssets:
+        """The run directory that a steps directory ``<run>/optimal_steps/<metric>`` lies in."""
+        return cls(Path(steps_dir).resolve().parent.parent)
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it replaces `path` once the block ends without an exception.
+
+    A full disk or a killed process leaves the old file as it was. Missing directories are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".part{path.suffix}", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# -- update steps ------------------------------------------------------------------------------------------------
+
+
+def steps_file(steps_dir: str | Path, module: str, num_caches: int, metric: str) -> Path:
+    """``<steps_dir>/<module>/optimal_steps_<module>_<num_caches>_<metric>.pkl``."""
+    return Path(steps_dir) / module / f"optimal_steps_{module}_{num_caches}_{metric}.pkl"
+
+
+def write_steps(
+    steps_dir: str | Path, module: str, metric: str, steps: Sequence[int], num_inference_steps: int
+) -> Path:
+    """Writes a module's update steps as .pkl (as BACInfer reads it), .json and .txt; returns the .pkl's path."""
+    steps = [int(s) for s in steps]
+    path = steps_file(steps_dir, module, len(steps), metric)
+    description = {
+        "metric": metric,
+        "steps": steps,
+        "num_steps": len(steps),
+        "num_inference_steps": num_inference_steps,
+    }
+    _write_text(path.with_suffix(".json"), json.dumps(description) + "\n")
+    _write_text(path.with_suffix(".txt"), " ".join(map(str, steps)) + "\n")
+    write_pickle(path, steps)
+    return path
+
+
+def read_steps(path: str | Path, num_inference_steps: int) -> list[int]:
+    """The update steps in a steps file, unchecked but for their type and, where it is recorded, their K.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else than a list of integers, or its .json says that it was made for
+            another number of denoising steps.
+    """
+    path = Path(path)
+    steps = read_pickle(path)
+    if isinstance(steps, (np.ndarray, tuple)):
+        steps = list(steps)
+    if not isinstance(steps, list):
+        raise ValueError(f"{path}: expected a list of update steps, found {type(steps).__name__}")
+    description = path.with_suffix(".json")
+    if description.is_file():
+        try:
+            recorded = json.loads(description.read_text())
+        except ValueError as error:
+            raise ValueError(f"{description} is not valid JSON: {error}") from error
+        made_for = recorded.get("num_inference_steps", num_inference_steps) if isinstance(recorded, dict) else None
+        if made_for != num_inference_steps:
+            raise ValueError(
+                f"{path} was made for K = {made_for} denoising steps, the policy has {num_inference_steps}; "
+                f"run the analysis again for this policy"
+            )
+    return steps
+
+
+def available_steps(steps_dir: str | Path) -> list[tuple[str, int]]:
+    """The (metric, num_caches) for which a steps directory holds steps of at least one module, sorted."""
+    found = set()
+    for path in Path(steps_dir).glob("*/optimal_steps_*.pkl"):
+        match = re.fullmatch(rf"optimal_steps_{re.escape(path.parent.name)}_(\d+)_(\w+)", path.stem)
+        if match:
+            found.add((match[2], int(match[1])))
+    return sorted(found)
+
+
+# -- bubbling union ----------------------------------------------------------------------------------------------
+
+
+def read_block_errors(path: str | Path) -> dict[str, float]:
+    """A pickled ``dict[block key, error]``: the errors of all blocks, or those of the selected ones.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    errors = read_pickle(path)
+    if not isinstance(errors, dict) or not all(
+        isinstance(k, str) and isinstance(v, (int, float, np.number)) for k, v in errors.items()
+    ):
+        raise ValueError(f"{path}: expected a dict from block keys to errors, found {_describe(errors)}")
+    return {key: float(value) for key, value in errors.items()}
+
+
+# -- residuals ---------------------------------------------------------------------------------------------------
+
+
+def read_activations(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Module to its residuals [K, ...], from an .npz or from BACInfer's .pkl beside it.
+
+    Raises:
+        FileNotFoundError: if neither is there.
+        ValueError: if the file holds something else.
+    """
+    path = Path(path)
+    if path.with_suffix(".npz").is_file():
+        return read_arrays(path.with_suffix(".npz"))[0]
+    path = path.with_suffix(".pkl")
+    if not path.is_file():
+        raise FileNotFoundError(f"no activations at {path.with_suffix('.npz')} (or .pkl); record them first")
+    activations = read_pickle(path)
+    if not isinstance(activations, dict):
+        raise ValueError(f"{path}: expected a dict from modules to residuals, found {_describe(activations)}")
+    try:
+        return {str(module): _stack(residuals) for module, residuals in activations.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: the residuals of a module must be arrays of one shape: {error}") from error
+
+
+def _stack(residuals: Any) -> NDArray[Any]:
+    """Residuals as BACInfer stores them, an array or a list of arrays, one a denoising step: [K, ...]."""
+    if isinstance(residuals, (list, tuple)):
+        return np.stack([_stack(r) for r in residuals])
+    if hasattr(residuals, "detach"):  # a tensor
+        residuals = residuals.detach().float().cpu().numpy()
+    array = np.asarray(residuals)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"found an array of {array.dtype}")
+    return array
+
+
+# -- formats -----------------------------------------------------------------------------------------------------
+
+
+def write_arrays(
+    path: str | Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Writes named arrays, and metadata that JSON can hold, to one .npz file."""
+    entries = {**arrays, _METADATA: np.array(json.dumps(metadata or {}))}
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **entries)  # type: ignore[arg-type]
+
+
+def read_arrays(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """The arrays and the metadata that `write_arrays` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, or no .npz file of plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return arrays, json.loads(str(arrays.pop(_METADATA, "{}")))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not a complete .npz file of plain arrays ({error}); delete it and make it again"
+        ) from error
+
+
+def write_pickle(path: str | Path, data: Any) -> None:
+    """Pickles plain data (lists, dicts, numbers, strings), readable by any Python."""
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        pickle.dump(data, file, protocol=4)
+
+
+def read_pickle(path: str | Path) -> Any:
+    """Unpickles lists, dicts, numbers, strings, arrays and tensors, and nothing else.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or holds anything else; names the file and the type.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return safe_pickle.load(file, _PLAIN_DATA)
+    except safe_pickle.UnsafePickleError as error:
+        raise ValueError(
+            f"{path}: {error}; an assets file holds plain data only, so nothing of it was loaded"
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise ValueError(f"{path} is damaged or no pickle ({type(error).__name__}: {error})") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)
+
+
+def _describe(data: Any) -> str:
+    return f"{type(data).__name__} {str(data)[:80]!r}"

@@ -1,0 +1,8 @@
+"""How a schedule is executed. A new engine is one file here and one line in `ENGINES`."""
+
+from __future__ import annotations
+
+from bacinfer.core.engines.base import Engine
+from bacinfer.core.engines.eager import EagerEngine
+
+ENGINES: dict[str, type[Engine]] = {engine.name: engine for engine in (EagerEngine,)}

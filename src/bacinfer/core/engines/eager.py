@@ -1,0 +1,128 @@
+"""The eager engine: layers with cache-aware forwards. Works with any policy whose layer classes are registered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from bacinfer.core.blocks import Block
+from bacinfer.core.engines.patching import Patch, remove_patches
+from bacinfer.core.engines.trajectory import Trajectory
+from bacinfer.core.schedule import CacheSchedule
+
+
+class EagerEngine:
+    """Patches `policy.predict_action`, the model's forward and the forward of every layer that holds blocks.
+
+    Raises:
+        RuntimeError: at `predict_action`, if `num_inference_steps` has changed, the model is in train mode with
+            dropout, or it is not called exactly K times.
+    """
+
+    name: ClassVar[str] = "eager"
+
+    def __init__(self, policy: Any, blocks: Sequence[Block], schedule: CacheSchedule) -> None:
+        self.policy = policy
+        self.trajectory = Trajectory(schedule.num_inference_steps)
+        layers = [list(group) for _, group in groupby(blocks, key=lambda block: block.layer_name)]
+        self.patches: list[Patch] = [
+            *(_CachedLayer(layer_blocks, schedule, self.trajectory) for layer_blocks in layers),
+            _CountedModel(policy.model, self.trajectory),
+            _Sampling(policy, self),
+        ]
+
+    def attach(self) -> None:
+        for patch in self.patches:
+            patch.install()
+
+    def detach(self) -> None:
+        remove_patches(self.patches)
+        self.trajectory.end()
+
+    def begin(self) -> None:
+        K, now = self.trajectory.num_inference_steps, self.policy.num_inference_steps
+        if now != K:
+            raise RuntimeError(
+                f"policy.num_inference_steps is {now}, but the cache was applied for K = {K}; apply a schedule for "
+                f"K = {now}, or remove the cache first"
+            )
+        _refuse_dropout(self.policy.model)
+        self.trajectory.begin()
+
+
+class _Sampling(Patch):
+    """`predict_action`: one denoising trajectory."""
+
+    def __init__(self, policy: Any, engine: EagerEngine) -> None:
+        super().__init__(policy, "predict_action")
+        self.engine = engine
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.engine.begin()
+        try:
+            actions = self.original(*args, **kwargs)
+            self.engine.trajectory.check_complete()
+            return actions
+        finally:
+            self.engine.trajectory.end()
+
+
+class _CountedModel(Patch):
+    """The model's forward: one denoising step."""
+
+    def __init__(self, model: nn.Module, trajectory: Trajectory) -> None:
+        super().__init__(model, "forward")
+        self.trajectory = trajectory
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = [(tuple(a.shape), a.dtype, str(a.device)) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        with self.trajectory.model_call(inputs):
+            return self.original(*args, **kwargs)
+
+
+class _CachedLayer(Patch):
+    """A layer's forward, block by block: each computed and stored, or its stored residual reused."""
+
+    def __init__(self, blocks: Sequence[Block], schedule: CacheSchedule, trajectory: Trajectory) -> None:
+        super().__init__(blocks[0].layer, "forward")
+        self.trajectory = trajectory
+        self.input_name = blocks[0].adapter.input_name
+        self.blocks = [(block, block.key, schedule.update_mask(block.key)) for block in blocks]
+        self.nothing_to_store = _nothing_to_store([mask for _, _, mask in self.blocks])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        trajectory, step = self.trajectory, self.trajectory.step
+        if step is None or (self.nothing_to_store[step] and trajectory.observer is None):
+            # Its own forward, whose fused kernels may round differently from its parts.
+            return self.original(*args, **kwargs)
+        x, *args = args or (kwargs.pop(self.input_name),)  # type: ignore[assignment]
+        for block, key, updates in self.blocks:
+            if updates[step]:
+                residual = block.spec.residual(self.owner, x, *args, **kwargs)
+                trajectory.residuals[key] = residual
+            else:
+                residual = trajectory.residuals[key]
+            if trajectory.observer is not None:
+                trajectory.observer(block, step, residual)
+            x = block.spec.merge(self.owner, x, residual, *args, **kwargs)
+        return x
+
+
+def _nothing_to_store(masks: Sequence[tuple[bool, ...]]) -> tuple[bool, ...]:
+    """For each step, whether all blocks of a layer are computed there and none is reused at the next step."""
+    everything = [all(updates) for updates in zip(*masks, strict=True)]
+    return tuple(now and after for now, after in zip(everything, [*everything[1:], True], strict=True))
+
+
+def _refuse_dropout(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if module.training:
+            p = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
+            if isinstance(p, float) and p > 0:
+                raise RuntimeError(
+                    f"{name or type(model).__name__} is in train mode with dropout p = {p}, so a stored residual "
+                    f"would repeat one random mask; call policy.eval() before sampling with a cache"
+                )

@@ -1,0 +1,61 @@
+"""Shadowing a method of one object by an instance attribute, with an exact undo.
+
+A `Patch` is a callable object rather than a closure: deep copies and pickles of the patched object carry a patch
+of their own, bound to the copy.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+
+class Patch:
+    """Replaces ``owner.name`` while it is installed. Subclasses override `__call__`."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner = owner
+        self.name = name
+        self.shadowed: Any = None  # an instance attribute that was there before, such as another library's patch
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the method that is replaced."""
+        if self.shadowed is not None:
+            return self.shadowed(*args, **kwargs)
+        return getattr(type(self.owner), self.name)(self.owner, *args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.shadowed or getattr(type(self.owner), self.name).__get__(self.owner))
+
+    @property
+    def installed(self) -> bool:
+        return vars(self.owner).get(self.name) is self
+
+    def install(self) -> None:
+        self.shadowed = vars(self.owner).get(self.name)
+        setattr(self.owner, self.name, self)
+
+    def remove(self) -> None:
+        if self.shadowed is not None:
+            setattr(self.owner, self.name, self.shadowed)
+        else:
+            delattr(self.owner, self.name)
+
+
+def remove_patches(patches: Sequence[Patch]) -> None:
+    """Removes all patches, or none.
+
+    Raises:
+        RuntimeError: if somebody replaced one of the patched methods since; removing would undo their change.
+    """
+    covered = [patch for patch in patches if not patch.installed]
+    if covered:
+        names = ", ".join(f"{type(p.owner).__name__}.{p.name}" for p in covered)
+        raise RuntimeError(f"{names} was replaced after the cache was applied; undo that first, then remove the cache")
+    for patch in reversed(patches):
+        patch.remove()

@@ -1,0 +1,98 @@
+"""The state of a running cache: which denoising step runs, and the residuals that are stored."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from bacinfer.core.blocks import Block
+
+ResidualObserver = Callable[[Block, int, Tensor], None]
+
+
+class Trajectory:
+    """One denoising trajectory after another, of `num_inference_steps` model calls each.
+
+    Attributes:
+        step: The denoising step index while the model runs within a trajectory, otherwise None; where it is
+            None nothing is cached, so a model call outside a trajectory (a training loss) computes everything.
+        residuals: Block key to the residual that is stored.
+        observer: Called with every residual that is used (see `observing`).
+    """
+
+    def __init__(self, num_inference_steps: int) -> None:
+        self.num_inference_steps = num_inference_steps
+        self.step: int | None = None
+        self.residuals: dict[str, Tensor] = {}
+        self.observer: ResidualObserver | None = None
+        self._calls: int | None = None  # model calls of this trajectory; None: no trajectory runs
+        self._inputs: object = None
+        self._thread: int | None = None
+
+    def __reduce__(self) -> tuple[type[Trajectory], tuple[int]]:
+        """A copy of a policy takes no part in what the original is doing."""
+        return Trajectory, (self.num_inference_steps,)
+
+    def begin(self) -> None:
+        """The next model call is step 0; forgets what an earlier trajectory left."""
+        self.end()
+        self._calls = 0
+        self._thread = threading.get_ident()
+
+    def end(self) -> None:
+        """No trajectory runs; frees the residuals."""
+        self.step = self._calls = self._inputs = self._thread = None
+        self.residuals.clear()
+
+    @contextmanager
+    def model_call(self, inputs: object) -> Iterator[None]:
+        """One call of the model, which is the next denoising step if a trajectory runs.
+
+        Args:
+            inputs: Shapes, dtypes and devices of what the model is called with.
+
+        Raises:
+            RuntimeError: if the trajectory is over, its inputs change their shape, or another thread began it.
+        """
+        if self._calls is None:
+            yield
+            return
+        try:
+            self._check(self._calls, inputs)
+            self.step = self._calls
+            yield
+        except BaseException:
+            self.end()
+            raise
+        self._calls += 1
+        self.step = None
+
+    def _check(self, step: int, inputs: object) -> None:
+        if threading.get_ident() != self._thread:
+            raise RuntimeError(
+                "a cached policy was called from two threads at once; give each thread its own copy.deepcopy(policy)"
+            )
+        if step >= self.num_inference_steps:
+            raise RuntimeError(
+                f"the model was called more than K = {self.num_inference_steps} times in one denoising trajectory. "
+                f"In a loop of your own, call policy.reset_cache() before each trajectory; if your sampler calls the "
+                f"model several times a step, the schedule must be made for that number of calls"
+            )
+        if step == 0:
+            self._inputs = inputs
+        elif inputs != self._inputs:
+            raise RuntimeError(
+                f"the model's inputs changed within a denoising trajectory: {self._inputs} at step 0, {inputs} at "
+                f"step {step}. Residuals of one batch do not fit another; call policy.reset_cache() in between"
+            )
+
+    def check_complete(self) -> None:
+        """Raises RuntimeError unless the trajectory had exactly K model calls."""
+        if self._calls != self.num_inference_steps:
+            raise RuntimeError(
+                f"predict_action called the model {self._calls} times, but the schedule was made for "
+                f"K = {self.num_inference_steps} denoising steps"
+            )

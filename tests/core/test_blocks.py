@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bacinfer import ResidualBlock, register_layer, unregister_layer
+from bacinfer.core.blocks import find_blocks
+from helpers import WIDTH, TinyPolicy, decoder_model, encoder_model
+
+
+def test_blocks_of_a_decoder_are_named_as_in_the_reference() -> None:
+    blocks = find_blocks(decoder_model(2))
+    assert [b.key for b in blocks] == [
+        f"decoder.layers.{i}_{kind}" for i in range(2) for kind in ("sa_block", "mha_block", "ff_block")
+    ]
+    assert [b.module_name for b in blocks] == [f"decoder.layers.{i}.dropout{n}" for i in range(2) for n in (1, 2, 3)]
+    assert [b.layer_index for b in blocks] == [0, 0, 0, 1, 1, 1]
+
+
+def test_blocks_of_an_encoder_only_model() -> None:
+    blocks = find_blocks(encoder_model(2))
+    assert [(b.kind, b.module_name) for b in blocks] == [
+        ("sa_block", "encoder.layers.0.dropout1"),
+        ("ff_block", "encoder.layers.0.dropout2"),
+        ("sa_block", "encoder.layers.1.dropout1"),
+        ("ff_block", "encoder.layers.1.dropout2"),
+    ]
+
+
+def test_weights_of_blocks() -> None:
+    sa, mha, ff = find_blocks(decoder_model(1))
+    assert sa.num_weights == mha.num_weights == 4 * WIDTH**2
+    assert ff.num_weights == 8 * WIDTH**2
+
+
+def test_encoder_of_the_condition_is_left_alone() -> None:
+    model = decoder_model(1)
+    model.encoder = encoder_model(2).encoder
+    assert {b.layer_name for b in find_blocks(model)} == {"decoder.layers.0"}
+
+
+@pytest.mark.parametrize("make", [decoder_model, encoder_model])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_layer_is_the_sum_of_its_blocks(make, norm_first: bool) -> None:  # type: ignore[no-untyped-def]
+    policy = TinyPolicy(make(1, norm_first))
+    (block, *_) = blocks = find_blocks(policy.model)
+    x, memory = torch.randn(2, 5, WIDTH), torch.randn(2, 3, WIDTH)
+    args = (memory,) if make is decoder_model else ()
+    y = x
+    for b in blocks:
+        y = b.spec.merge(b.layer, y, b.spec.residual(b.layer, y, *args), *args)
+    assert torch.equal(y, block.layer(x, *args))
+
+
+def test_model_without_known_layers_is_an_error_that_lists_what_it_has() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3), nn.MultiheadAttention(4, 2))
+    with pytest.raises(ValueError, match=r"MultiheadAttention.*TransformerDecoderLayer.*register_layer"):
+        find_blocks(model)
+
+
+class Overridden(nn.TransformerDecoderLayer):
+    def forward(self, tgt, memory, *args, **kwargs):  # type: ignore[no-untyped-def, override]
+        return 2 * super().forward(tgt, memory, *args, **kwargs)
+
+
+class Subclass(nn.TransformerDecoderLayer):
+    pass
+
+
+def test_subclass_counts_unless_it_overrides_forward() -> None:
+    assert len(find_blocks(nn.ModuleList([Subclass(8, 2)]))) == 3
+    with pytest.raises(ValueError, match="Overridden"):
+        find_blocks(nn.ModuleList([Overridden(8, 2)]))
+
+
+class Other(nn.Module):
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return x
+
+
+BLOCK = ResidualBlock("ff_block", "mlp", residual=lambda layer, x: x)
+
+
+def test_registration_is_checked() -> None:
+    with pytest.raises(TypeError, match="Module class"):
+        register_layer(Other(), [BLOCK])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least one block"):
+        register_layer(Other, [])
+    with pytest.raises(ValueError, match="a kind of its own"):
+        register_layer(Other, [BLOCK, BLOCK])
+    with pytest.raises(ValueError, match="registered already"):
+        register_layer(nn.TransformerDecoderLayer, [BLOCK])
+    with pytest.raises(KeyError):
+        unregister_layer(Other)
+
+
+def test_layer_that_lacks_a_named_submodule_is_an_error() -> None:
+    register_layer(Other, [BLOCK])
+    try:
+        with pytest.raises(ValueError, match=r"no submodule \['mlp'\]"):
+            find_blocks(nn.ModuleList([Other()]))
+    finally:
+        unregister_layer(Other)

@@ -1,0 +1,268 @@
+"""Modes, assets and mistakes, as a user of `apply_cache` meets them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bacinfer import CacheSchedule, FastDiffusionPolicy, assets, bubbling_union
+from bacinfer.core.blocks import find_blocks
+from bacinfer.core.bubbling import block_error, select_blocks
+from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy as FromModule
+from helpers import TinyPolicy, act, decoder_model
+
+apply_cache, summary = FastDiffusionPolicy.apply_cache, FastDiffusionPolicy.summary
+BLOCKS = find_blocks(decoder_model(3))
+KEYS = [block.key for block in BLOCKS]
+ACS = {block.module_name: (0, 1 + i % 8) for i, block in enumerate(BLOCKS)}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> assets.RunAssets:
+    """An assets directory as the analysis leaves it: M = 2, cosine, two selected blocks."""
+    run = assets.RunAssets(tmp_path / "task" / "original")
+    for module, steps in ACS.items():
+        assets.write_steps(run.steps_dir("cosine"), module, "cosine", steps, 10)
+    assets.write_pickle(run.selected_blocks(2), {KEYS[3]: 2.0, KEYS[1]: 1.0})
+    return run
+
+
+def optimal(policy: TinyPolicy, run: assets.RunAssets, **kwargs):  # type: ignore[no-untyped-def]
+    arguments = {"optimal_steps_dir": run.steps_dir("cosine"), "num_caches": 2, **kwargs}
+    return apply_cache(policy, **arguments)
+
+
+def test_exported_from_both_places() -> None:
+    assert FromModule is FastDiffusionPolicy
+
+
+def test_importing_the_package_needs_torch_and_numpy_only() -> None:
+    heavy = "hydra", "omegaconf", "diffusers", "matplotlib", "gymnasium", "scipy"
+    code = f"import sys, bacinfer; print([m for m in {heavy!r} if m in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+# -- modes -----------------------------------------------------------------------------------------------------------
+
+
+def test_threshold_is_the_default(policy: TinyPolicy) -> None:
+    assert summary(apply_cache(policy)).schedule == CacheSchedule.periodic(KEYS, 10, 5)
+    assert summary(policy).mode == "threshold"
+
+
+def test_edit_updates_all_blocks_at_the_given_steps(policy: TinyPolicy) -> None:
+    schedule = summary(apply_cache(policy, cache_mode="edit", edit_steps=[0, 2, 7])).schedule
+    assert schedule.update_steps == dict.fromkeys(KEYS, (0, 2, 7))
+
+
+def test_optimal_reads_each_block_and_refreshes_the_last_step(policy: TinyPolicy, run: assets.RunAssets) -> None:
+    schedule = summary(optimal(policy, run)).schedule
+    assert schedule.update_steps == {b.key: (*ACS[b.module_name], 9) for b in BLOCKS}
+    schedule = summary(optimal(policy, run, refresh_last_step=False)).schedule
+    assert schedule.update_steps == {b.key: ACS[b.module_name] for b in BLOCKS}
+    assert summary(policy).mode == "optimal"
+
+
+def test_optimal_with_bubbling_union(policy: TinyPolicy, run: assets.RunAssets) -> None:
+    own = CacheSchedule(10, {b.key: ACS[b.module_name] for b in BLOCKS})
+    expected = bubbling_union(own, [KEYS[3], KEYS[1]]).with_last_step()
+    assert summary(optimal(policy, run, num_bu_blocks=2)).schedule.update_steps == expected.update_steps
+
+
+@pytest.mark.parametrize("file_format", ["npz", "pickled lists", "pickled tensors"])
+def test_bubbling_union_selects_from_residuals_where_no_selection_is_stored(
+    policy: TinyPolicy, run: assets.RunAssets, file_format: str
+) -> None:
+    rng = np.random.default_rng(0)
+    residuals = {b.module_name: rng.normal(size=(10, 1, 4)).astype("f4") * (i % 5) for i, b in enumerate(BLOCKS)}
+    if file_format == "npz":
+        assets.write_arrays(run.activations, residuals)
+    else:
+        convert = torch.from_numpy if file_format == "pickled tensors" else np.asarray
+        plain = {m: [convert(step) for step in r] for m, r in residuals.items()}
+        run.activations.with_suffix(".pkl").write_bytes(pickle.dumps(plain))
+    errors = {b.key: block_error(torch.from_numpy(residuals[b.module_name])) for b in BLOCKS}
+    own = CacheSchedule(10, {b.key: ACS[b.module_name] for b in BLOCKS})
+    expected = bubbling_union(own, list(select_blocks(errors, 3))).with_last_step()
+    assert summary(optimal(policy, run, num_bu_blocks=3)).schedule.update_steps == expected.update_steps
+
+
+def test_schedule_is_run_as_it_is(policy: TinyPolicy) -> None:
+    schedule = CacheSchedule(10, {KEYS[0]: (0, 4)} | {k: tuple(range(10)) for k in KEYS[1:]})
+    figures = summary(apply_cache(policy, schedule=schedule))
+    assert figures.schedule is schedule
+    assert figures.mode == "schedule"
+
+
+# -- summary ---------------------------------------------------------------------------------------------------------
+
+
+def test_summary_of_a_plain_policy(policy: TinyPolicy) -> None:
+    figures = summary(policy)
+    assert (figures.mode, figures.engine, figures.num_inference_steps) == ("original", None, 10)
+    assert figures.flops_fraction == 1
+    assert {(c.updates, c.reuses) for c in figures.blocks.values()} == {(10, 0)}
+
+
+def test_summary_counts(policy: TinyPolicy) -> None:
+    figures = summary(apply_cache(policy, cache_threshold=4))
+    assert {(c.updates, c.reuses) for c in figures.blocks.values()} == {(3, 7)}
+    assert figures.mean_updates == 3
+    # Of 16·W² weights a layer all are in blocks; the only other matrix is the time embedding, 1000·W.
+    W, layers = 16, 3
+    in_blocks, rest = layers * 16 * W**2, 1000 * W
+    assert figures.flops_fraction == pytest.approx((0.3 * in_blocks + rest) / (in_blocks + rest))
+    assert "3.0 updates a block" in str(figures)
+    assert "█···█···█·" in str(figures)
+
+
+def test_missing_blocks_are_warned_of_once_and_computed_everywhere(policy: TinyPolicy, run: assets.RunAssets) -> None:
+    for block in BLOCKS[:2]:
+        assets.steps_file(run.steps_dir("cosine"), block.module_name, 2, "cosine").unlink()
+    with pytest.warns(UserWarning, match="computed at every step") as caught:
+        optimal(policy, run)
+    assert len(caught) == 1
+    assert all(key in str(caught[0].message) for key in KEYS[:2])
+    assert summary(policy).blocks[KEYS[0]].updates == 10
+    assert summary(policy).warnings == (str(caught[0].message),)
+
+
+def test_nothing_is_warned_of_without_a_reason(policy: TinyPolicy, run: assets.RunAssets) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimal(policy, run, num_bu_blocks=2)
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"cache_mode": "fast"}, ValueError, "unknown cache_mode 'fast'; there are original, threshold"),
+        ({"engine": "warp"}, ValueError, "unknown engine 'warp'; there are"),
+        ({"cache_mode": "optimal"}, ValueError, "needs optimal_steps_dir"),
+        ({"cache_mode": "edit"}, ValueError, "go together"),
+        ({"cache_mode": "edit", "edit_steps": []}, ValueError, "first update step must be 0"),
+        ({"cache_mode": "edit", "edit_steps": [0, 10]}, ValueError, "does not exist with K = 10"),
+        ({"edit_steps": [0]}, ValueError, "go together"),
+        ({"cache_threshold": 0}, ValueError, "cache_threshold"),
+        ({"schedule": CacheSchedule(10, {}), "cache_mode": "edit"}, ValueError, "not both"),
+        ({"schedule": CacheSchedule(11, {})}, ValueError, "made for K = 11 .* num_inference_steps = 10"),
+        ({"schedule": CacheSchedule(10, {"a.0_ff_block": (0,)})}, ValueError, "blocks that the policy lacks"),
+        ({"optimal_steps_dir": "nowhere"}, FileNotFoundError, "no such directory.*get_optimal_cache_update_steps"),
+        ({"optimal_steps_dir": "nowhere", "num_caches": 0}, ValueError, r"in 1\.\.10"),
+        ({"optimal_steps_dir": "nowhere", "num_caches": 11}, ValueError, r"in 1\.\.10"),
+        ({"optimal_steps_dir": "nowhere", "num_caches": 2, "num_bu_blocks": -1}, ValueError, "num_bu_blocks"),
+    ],
+)
+def test_wrong_arguments(policy: TinyPolicy, arguments: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        apply_cache(policy, **{"num_caches": 5, **arguments})
+    assert summary(policy).mode == "original"
+
+
+@pytest.mark.parametrize("name", ["model", "num_inference_steps", "predict_action"])
+def test_what_is_no_policy(name: str) -> None:
+    class Partial:
+        model, num_inference_steps, predict_action = decoder_model(), 10, None
+
+    delattr(Partial, name)
+    for call in (apply_cache, summary):
+        with pytest.raises(TypeError, match=f"it has no {name}"):
+            call(Partial())
+
+
+def test_model_that_is_no_module(policy: TinyPolicy) -> None:
+    class Function:
+        model, num_inference_steps, predict_action = print, 10, None
+
+    with pytest.raises(TypeError, match=r"policy.model must be a torch.nn.Module"):
+        apply_cache(Function())
+
+
+@pytest.mark.parametrize(("metric", "num_caches"), [("cosine", 3), ("l7", 2)])
+def test_missing_steps_list_what_is_there(
+    policy: TinyPolicy, run: assets.RunAssets, metric: str, num_caches: int
+) -> None:
+    with pytest.raises(FileNotFoundError, match=f"'{metric}' with {num_caches} caches.*cosine 2"):
+        optimal(policy, run, metric=metric, num_caches=num_caches)
+
+
+def test_directory_of_something_else(policy: TinyPolicy, run: assets.RunAssets) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds \['bu_block_selection', 'optimal_steps'\]"):
+        optimal(policy, run, optimal_steps_dir=run.directory)
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch executed",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps([0, 10]), "update step 10 does not exist with K = 10"),
+        (pickle.dumps([0, 5, 3]), "ascend"),
+        (pickle.dumps([0, 3, 3]), "ascend"),
+        (pickle.dumps([0, 2.5]), "must be integers"),
+        (pickle.dumps(["0"]), "must be integers"),
+        (pickle.dumps([]), "must be 0"),
+        (pickle.dumps({"steps": [0]}), "expected a list of update steps, found dict"),
+        (pickle.dumps([0, Evil()]), "system"),
+        (pickle.dumps([0, 1])[:-3], "damaged"),
+        (b"", "damaged"),
+        (b"not a pickle", "damaged|UnsafePickle|not"),
+    ],
+)
+def test_bad_steps_file(
+    policy: TinyPolicy, run: assets.RunAssets, content: bytes, message: str, monkeypatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = assets.steps_file(run.steps_dir("cosine"), BLOCKS[4].module_name, 2, "cosine")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        optimal(policy, run)
+    assert str(path) in str(error.value)
+    assert not (tmp_path / "executed").exists()
+    assert summary(policy).mode == "original"
+
+
+def test_steps_of_another_number_of_denoising_steps(policy: TinyPolicy, run: assets.RunAssets) -> None:
+    with pytest.raises(ValueError, match=r"made for K = 10 denoising steps, the policy has 20"):
+        optimal(TinyPolicy(num_inference_steps=20), run)
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({KEYS[0]: 1.0}, "expected 2 blocks, found 1"),
+        ({KEYS[0]: 1.0, "decoder.layers.9_ff_block": 2.0}, "does not have"),
+        ([KEYS[0], KEYS[1]], "expected a dict"),
+        ({KEYS[0]: "large", KEYS[1]: 1.0}, "expected a dict"),
+        (Evil(), "system"),
+    ],
+)
+def test_bad_block_selection(policy: TinyPolicy, run: assets.RunAssets, selection: object, message: str) -> None:
+    run.selected_blocks(2).write_bytes(pickle.dumps(selection))
+    with pytest.raises(ValueError, match=message):
+        optimal(policy, run, num_bu_blocks=2)
+
+
+def test_bubbling_union_without_selection_or_residuals(policy: TinyPolicy, run: assets.RunAssets) -> None:
+    with pytest.raises(FileNotFoundError, match=r"top_5_error_blocks.pkl, or residuals"):
+        optimal(policy, run, num_bu_blocks=5)
+
+
+def test_cached_policy_acts_like_its_schedule_says(policy: TinyPolicy, run: assets.RunAssets) -> None:
+    by_mode = act(optimal(policy, run, num_bu_blocks=2))
+    schedule = summary(policy).schedule
+    assert torch.equal(act(apply_cache(policy, schedule=schedule)), by_mode)

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bacinfer import assets
+
+
+def test_paths_are_those_of_the_reference() -> None:
+    run = assets.RunAssets(Path("assets/pusht/original"))
+    steps = assets.steps_file(run.steps_dir("cosine"), "decoder.layers.0.dropout1", 10, "cosine")
+    assert str(steps) == (
+        "assets/pusht/original/optimal_steps/cosine/decoder.layers.0.dropout1/"
+        "optimal_steps_decoder.layers.0.dropout1_10_cosine.pkl"
+    )
+    assert str(run.selected_blocks(5)) == "assets/pusht/original/bu_block_selection/top_5_error_blocks.pkl"
+    assert str(run.block_errors) == "assets/pusht/original/bu_block_selection/block_l1_errors.pkl"
+    assert assets.RunAssets.of_steps_dir(run.steps_dir("l1")).directory == run.directory.resolve()
+
+
+def test_steps_files_are_plain_pickles_with_json_beside_them(tmp_path: Path) -> None:
+    path = assets.write_steps(tmp_path, "m.0.dropout1", "l1", np.array([0, 4, 9]), 100)  # type: ignore[arg-type]
+    assert pickle.loads(path.read_bytes()) == [0, 4, 9]
+    assert path.with_suffix(".txt").read_text() == "0 4 9\n"
+    assert path.with_suffix(".json").read_text() == (
+        '{"metric": "l1", "steps": [0, 4, 9], "num_steps": 3, "num_inference_steps": 100}\n'
+    )
+    assert assets.read_steps(path, 100) == [0, 4, 9]
+    assert assets.available_steps(tmp_path) == [("l1", 3)]
+
+
+@pytest.mark.parametrize("stored", [np.array([0, 2]), (0, 2), [np.int64(0), np.int32(2)]])
+def test_steps_files_of_others_may_hold_arrays(tmp_path: Path, stored: object) -> None:
+    path = tmp_path / "steps.pkl"
+    path.write_bytes(pickle.dumps(stored))
+    assert assets.read_steps(path, 10) == [0, 2]
+
+
+def test_damaged_description_of_a_steps_file(tmp_path: Path) -> None:
+    path = assets.write_steps(tmp_path, "m", "l1", [0], 100)
+    path.with_suffix(".json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        assets.read_steps(path, 100)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_data_is_read(tmp_path: Path, protocol: int) -> None:
+    data = {
+        "lists": [1, 2.5, "text", None, True, (1, b"bytes")],
+        "arrays": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "scalar": np.float64(0.5),
+        "tensors": [torch.arange(4.0), torch.zeros(2, dtype=torch.float16)],
+    }
+    path = tmp_path / "data.pkl"
+    path.write_bytes(pickle.dumps(data, protocol))
+    read = assets.read_pickle(path)
+    assert read["lists"] == data["lists"]
+    assert np.array_equal(read["arrays"], data["arrays"])
+    assert read["scalar"] == 0.5
+    assert all(torch.equal(a, b) for a, b in zip(read["tensors"], data["tensors"], strict=True))
+
+
+class Call:
+    def __init__(self, function: object, *args: object) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("hostile", "named"),
+    [
+        (Call(os.system, "touch executed"), "system"),
+        (Call(eval, "open('executed', 'w')"), "eval"),
+        (Call(getattr, os, "system"), "getattr"),
+        (Path("x"), "pathlib"),
+        (torch.nn.Linear(1, 1), "torch"),
+    ],
+)
+def test_nothing_else_is_unpickled(tmp_path: Path, monkeypatch, hostile: object, named: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "hostile.pkl"
+    try:
+        path.write_bytes(pickle.dumps({"a": [hostile]}))
+    except TypeError:  # modules cannot be pickled, so name the function directly
+        path.write_bytes(b"cbuiltins\ngetattr\n.")
+    with pytest.raises(ValueError, match=named) as error:
+        assets.read_pickle(path)
+    assert str(path) in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_pickled_storage_cannot_smuggle_code(tmp_path: Path, monkeypatch) -> None:
+    # A tensor's storage is pickled as bytes that are themselves unpickled.
+    monkeypatch.chdir(tmp_path)
+    inner = pickle.dumps(Call(os.system, "touch executed"))
+    path = tmp_path / "hostile.pkl"
+    path.write_bytes(pickle.dumps(Call(torch.storage._load_from_bytes, inner)))
+    with pytest.raises(ValueError, match=r"hostile.pkl"):
+        assets.read_pickle(path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_arrays_round_trip(tmp_path: Path) -> None:
+    arrays = {"a.b/cosine": np.eye(3, dtype=np.float32), "c": np.zeros((0, 2), np.float16)}
+    assets.write_arrays(tmp_path / "x" / "file.npz", arrays, {"demos": [1, 2]})
+    read, metadata = assets.read_arrays(tmp_path / "x" / "file.npz")
+    assert metadata == {"demos": [1, 2]}
+    assert list(read) == list(arrays)
+    assert all(np.array_equal(read[k], arrays[k]) and read[k].dtype == arrays[k].dtype for k in arrays)
+
+
+def test_damaged_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    with pytest.raises(FileNotFoundError):
+        assets.read_arrays(path)
+    assets.write_arrays(path, {"a": np.arange(1000)})
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(ValueError, match="not a complete .npz"):
+        assets.read_arrays(path)
+    np.savez(path, a=np.array([Call(os.system, "touch executed")], dtype=object))
+    with pytest.raises(ValueError, match="not a complete .npz"):
+        assets.read_arrays(path)
+
+
+@pytest.mark.parametrize("content", [[1], {"m": [np.zeros(2), np.zeros(3)]}, {"m": "text"}, {"m": [object]}])
+def test_activations_of_another_form(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "activations.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=r"activations.pkl"):
+        assets.read_activations(tmp_path / "activations.npz")
+
+
+def test_missing_activations(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="record them first"):
+        assets.read_activations(tmp_path / "activations.npz")
+
+
+# -- writes ----------------------------------------------------------------------------------------------------------
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(OSError, match="No space"), assets.atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
+    path = assets.write_steps(tmp_path, "m", "l1", [0, 1], 10)
+
+    def on_full_disk(data: object, file, protocol: int) -> None:  # type: ignore[no-untyped-def]
+        file.write(pickle.dumps(data)[:3])
+        with open("/dev/full", "wb") as full:
+            full.write(b"x")
+
+    monkeypatch.setattr(assets.pickle, "dump", on_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        assets.write_pickle(path, [0, 2])
+    monkeypatch.undo()
+    assert assets.read_steps(path, 10) == [0, 1]
+    assert not list(tmp_path.rglob("*.part*"))
+
+
+def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "steps.pkl"
+    assets.write_pickle(path, [0, 1])
+    writer = textwrap.dedent(f"""
+        import time
+        from bacinfer import assets
+        with assets.atomic_write({str(path)!r}) as temporary:
+            temporary.write_text("half")
+            print("writing", flush=True)
+            time.sleep(60)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", writer], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert assets.read_pickle(path) == [0, 1]
+
+
+def test_written_files_have_usual_permissions(tmp_path: Path) -> None:
+    assets.write_pickle(tmp_path / "file", [0])
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert time.time() - (tmp_path / "file").stat().st_mtime < 60
