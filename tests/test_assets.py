@@ -127,10 +127,10 @@ def test_damaged_arrays(tmp_path: Path) -> None:
         assets.read_arrays(path)
     assets.write_arrays(path, {"a": np.arange(1000)})
     path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(ValueError, match="not a complete .npz"):
+    with pytest.raises(ValueError, match="not a complete"):
         assets.read_arrays(path)
     np.savez(path, a=np.array([Call(os.system, "touch executed")], dtype=object))
-    with pytest.raises(ValueError, match="not a complete .npz"):
+    with pytest.raises(ValueError, match="not a complete"):
         assets.read_arrays(path)
 
 
@@ -153,9 +153,14 @@ def test_missing_activations(tmp_path: Path) -> None:
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(OSError, match="No space"), assets.atomic_write(path) as temporary:
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
+
+    def write_half() -> None:
+        with assets.atomic_write(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_half()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -7,7 +7,6 @@ import threading
 import warnings
 
 import dill
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -559,10 +558,3 @@ def test_observing_twice_is_refused(policy: TinyPolicy) -> None:
         observe_residuals(policy, lambda *_: None),
     ):
         pass
-
-
-def test_numpy_is_not_seeded_either(policy: TinyPolicy) -> None:
-    np.random.seed(3)
-    before = np.random.get_state()[1].copy()  # type: ignore[union-attr]
-    act(apply_cache(policy))
-    assert np.array_equal(np.random.get_state()[1], before)  # type: ignore[index]

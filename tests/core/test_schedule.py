@@ -111,7 +111,7 @@ def test_round_trips(schedule: CacheSchedule) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 1}', '{"version": 99}', "nonsense"])
 def test_other_json_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected a schedule|not a schedule|Expecting value"):
+    with pytest.raises(ValueError, match=r"expected a schedule|not a schedule|Expecting value"):
         CacheSchedule.from_json(text)
 
 

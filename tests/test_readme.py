@@ -1,0 +1,69 @@
+"""The README's snippets run as they stand there; long commands run with fewer episodes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def snippets(language: str) -> list[str]:
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, code in found]
+
+
+def test_python_snippets_run_in_order(tmp_path: Path) -> None:
+    code = snippets("python")
+    assert len(code) >= 4
+    script = tmp_path / "snippets.py"
+    script.write_text("\n".join(code))
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "█" in done.stdout
+
+
+# What makes a command of the README short enough for a test.
+SHORTER = {
+    "bash shell/quickstart.sh": " --episodes 1 --latency_calls 2",
+    "bacinfer eval": " --n_test 1 --latency_calls 2 --skip_video",
+    "bash shell/main/run_bac_all.sh": " --n_test 1 --output_dir {tmp}/results",
+}
+
+
+def commands() -> list[str]:
+    lines = "".join(snippets("bash")).replace("\\\n", "").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+def test_every_kind_of_command_is_there() -> None:
+    assert all(any(command.startswith(start) for command in commands()) for start in SHORTER)
+    assert "bash shell/test.sh" in commands()
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c != "bash shell/test.sh"])
+def test_commands_run(command: str, tmp_path: Path) -> None:
+    for start, flags in SHORTER.items():
+        if command.startswith(start):
+            command += flags.format(tmp=tmp_path)
+    environment = {
+        **os.environ,
+        "BACINFER_VENV": sys.prefix,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    shell = ["bash", "-c", command]
+    done = subprocess.run(shell, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout
+
+
+def test_files_that_the_readme_names_are_there() -> None:
+    linked = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert linked
+    assert not [path for path in linked if not (ROOT / path).exists()]
