@@ -44,10 +44,10 @@ class RestrictedUnpickler(pickle._Unpickler):
             ) from None
 
     def load_build(self) -> None:
-        target = self.stack[-2]
+        target = self.stack[-2]  # type: ignore[attr-defined]
         if callable(target):
             raise UnsafePickleError(f"it tries to change {target!r}")
-        super().load_build()
+        super().load_build()  # type: ignore[misc]
 
     dispatch[pickle.BUILD[0]] = load_build
 
