@@ -1,0 +1,63 @@
+"""The tasks of the Diffusion Policy benchmark that BAC is evaluated on, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A task's name, its group, and which entries of the runner's log are its results.
+
+    `metrics` are keys below ``test/``; each is a row of its own in result tables.
+    """
+
+    name: str
+    group: str
+    metrics: tuple[str, ...] = ("mean_score",)
+
+    def row_name(self, metric: str) -> str:
+        """The name of a metric's row: the task's own, or e.g. ``kitchen_p_1`` where it has several."""
+        return self.name if len(self.metrics) == 1 else f"{self.name}_{metric}"
+
+
+GROUPS = ("ph", "mh", "lowdim")
+
+TASKS: dict[str, TaskInfo] = {
+    info.name: info
+    for info in (
+        TaskInfo("lift_ph", "ph"),
+        TaskInfo("can_ph", "ph"),
+        TaskInfo("square_ph", "ph"),
+        TaskInfo("pusht", "ph"),
+        TaskInfo("transport_ph", "ph"),
+        TaskInfo("tool_hang_ph", "ph"),
+        TaskInfo("lift_mh", "mh"),
+        TaskInfo("can_mh", "mh"),
+        TaskInfo("square_mh", "mh"),
+        TaskInfo("transport_mh", "mh"),
+        TaskInfo("block_pushing", "lowdim", ("p1", "p2")),
+        TaskInfo("kitchen", "lowdim", ("p_1", "p_2", "p_3", "p_4")),
+    )
+}
+
+
+def tasks_named(names: Iterable[str]) -> list[TaskInfo]:
+    """The table's rows of the given names.
+
+    Raises:
+        ValueError: a name that is not in the table.
+    """
+    names = list(names)
+    unknown = [name for name in names if name not in TASKS]
+    if unknown:
+        raise ValueError(f"unknown task {', '.join(unknown)}: expected some of {', '.join(TASKS)}")
+    return [TASKS[name] for name in names]
+
+
+def tasks_in_group(group: str) -> list[TaskInfo]:
+    """The table's rows of ``ph``, ``mh`` or ``lowdim``."""
+    if group not in GROUPS:
+        raise ValueError(f"unknown task group {group}: expected one of {', '.join(GROUPS)}")
+    return [info for info in TASKS.values() if info.group == group]

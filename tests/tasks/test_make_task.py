@@ -1,0 +1,219 @@
+"""The task table, and from a checkpoint's configuration to its task; runners are stood in for by a fake one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from bacinfer.tasks import TASKS, PushTTask, RunnerTask, make_task, task_name
+from bacinfer.tasks.table import tasks_in_group, tasks_named
+
+PUSHT_RUNNER = "diffusion_policy.env_runner.pusht_keypoints_runner.PushTKeypointsRunner"
+FAKE_RUNNER = "diffusion_policy.env_runner.fake_runner.FakeRunner"
+
+
+class CountingPolicy:
+    def __init__(self) -> None:
+        self.model = nn.Linear(1, 1)
+        self.device = torch.device("cpu")
+        self.noise: list[float] = []
+
+    def reset(self) -> None:
+        pass
+
+    def predict_action(self, obs_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.noise.append(torch.rand(1).item())
+        return {"action": obs_dict["obs"][:, :1] + 1}
+
+
+class FakeRunner:
+    """Counts from its seed upwards: what it shows is a runner's constructor, `run` and log."""
+
+    closed: ClassVar[list[FakeRunner]] = []
+
+    def __init__(
+        self,
+        output_dir: str,
+        n_train: int = 6,
+        n_train_vis: int = 2,
+        train_start_idx: int = 0,
+        n_test: int = 50,
+        n_test_vis: int = 4,
+        test_start_seed: int = 10_000,
+        max_steps: int = 3,
+        n_envs: int | None = None,
+    ) -> None:
+        if max_steps < 0:
+            raise FileNotFoundError("data/robomimic/low_dim.hdf5")
+        self.seeds = [*range(train_start_idx, train_start_idx + n_train)]
+        self.seeds += range(test_start_seed, test_start_seed + n_test)
+        self.settings = SimpleNamespace(**{k: v for k, v in locals().items() if k != "self"})
+        self.max_steps = max_steps
+        self.env = SimpleNamespace(close=lambda **_: self.closed.append(self))
+
+    def run(self, policy: Any) -> dict[str, Any]:
+        assert Path(self.settings.output_dir).is_dir()
+        policy.reset()
+        obs = torch.tensor(self.seeds, dtype=torch.float32)[:, None, None]
+        for _ in range(self.max_steps):
+            obs = policy.predict_action({"obs": obs})["action"]
+        kind = "train" if self.settings.n_train else "test"
+        log: dict[str, Any] = {f"{kind}/sim_max_reward_{seed}": torch.tensor(0.5) for seed in self.seeds}
+        for seed in self.seeds[: self.settings.n_test_vis]:
+            log[f"test/sim_video_{seed}"] = SimpleNamespace(_path=f"{self.settings.output_dir}/{seed}.mp4")
+        return log | {f"{kind}/mean_score": 0.5, f"{kind}/p1": 0.75}
+
+
+@pytest.fixture(autouse=True)
+def _fake_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = ModuleType("diffusion_policy.env_runner.fake_runner")
+    module.FakeRunner = FakeRunner
+    module.Path = Path
+    monkeypatch.setattr(FakeRunner, "__module__", module.__name__)
+    monkeypatch.setattr(FakeRunner, "closed", [])
+    monkeypatch.setitem(sys.modules, "diffusion_policy", ModuleType("diffusion_policy"))
+    monkeypatch.setitem(sys.modules, "diffusion_policy.env_runner", ModuleType("diffusion_policy.env_runner"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, PUSHT_RUNNER.rpartition(".")[0], None)  # cannot be imported
+
+
+def config(target: str | None = FAKE_RUNNER, name: str = "kitchen_lowdim", **settings: Any) -> DictConfig:
+    runner = {"_target_": target, **settings} if target else None
+    return OmegaConf.create({"n_obs_steps": 2, "task": {"name": name, "env_runner": runner}})
+
+
+def test_table_holds_the_benchmark() -> None:
+    assert [info.name for info in tasks_in_group("mh")] == ["lift_mh", "can_mh", "square_mh", "transport_mh"]
+    assert {info.name for info in tasks_in_group("lowdim")} == {"block_pushing", "kitchen"}
+    assert [TASKS["kitchen"].row_name(metric) for metric in TASKS["kitchen"].metrics] == [
+        f"kitchen_p_{i}" for i in (1, 2, 3, 4)
+    ]
+    assert TASKS["pusht"].row_name("mean_score") == "pusht"
+    assert TASKS["pusht"].group == "ph"
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match=r"unknown task lift, can: expected some of lift_ph"):
+        tasks_named(["lift", "pusht", "can"])
+    with pytest.raises(ValueError, match="unknown task group"):
+        tasks_in_group("image")
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ({"name": "can_lowdim", "task_name": "can", "dataset_type": "mh"}, "can_mh"),
+        ({"name": "blockpush_lowdim_seed"}, "block_pushing"),
+        ({"name": "kitchen_lowdim_abs"}, "kitchen"),
+        ({"name": "pusht_lowdim"}, "pusht"),
+        ({"name": "my_task"}, "my_task"),
+    ],
+)
+def test_task_names(task: dict[str, str], name: str) -> None:
+    assert task_name(OmegaConf.create({"task": task})) == name
+
+
+def test_pusht_without_diffusion_policy() -> None:
+    task = make_task(config(PUSHT_RUNNER, "pusht_lowdim", max_steps=77, legacy_test=True, n_latency_steps=0))
+    assert isinstance(task, PushTTask)
+    assert (task.name, task.n_obs_steps, task.max_steps) == ("pusht", 2, 77)
+
+
+def test_pusht_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="legacy_test"):
+        make_task(config(PUSHT_RUNNER, "pusht_lowdim", legacy_test=False))
+
+
+def test_runner_rollout(tmp_path: Path) -> None:
+    task = make_task(config(max_steps=4, n_envs=28))
+    policy = CountingPolicy()
+    rollout = task.rollout(policy, range(100_000, 100_003), video_dir=tmp_path / "media", video_seeds=[100_000])
+    assert rollout.scores == {100_000: 0.5, 100_001: 0.5, 100_002: 0.5}
+    assert rollout.mean_score == 0.5
+    assert rollout.log["test/p1"] == 0.75
+    assert len(rollout.policy_seconds) == 4
+    assert rollout.videos == {100_000: tmp_path / "media" / "100000.mp4"}
+    (runner,) = FakeRunner.closed
+    assert (runner.settings.n_train, runner.settings.n_envs, runner.settings.n_test_vis) == (0, 3, 1)
+
+    again = CountingPolicy()
+    torch.manual_seed(99)
+    task.rollout(again, range(100_000, 100_003))
+    assert again.noise == policy.noise
+
+
+def test_runner_rollout_of_training_starts() -> None:
+    rollout = make_task(config()).rollout(CountingPolicy(), range(3, 5))
+    assert rollout.scores == {3: 0.5, 4: 0.5}
+    assert rollout.mean_score == 0.5
+    assert "train/mean_score" in rollout.log
+    (runner,) = FakeRunner.closed
+    assert (runner.settings.n_train, runner.settings.n_test, runner.settings.train_start_idx) == (2, 0, 3)
+
+
+def test_runner_observations_stop_after_their_count() -> None:
+    task = make_task(config(max_steps=1_000))
+    policy = CountingPolicy()
+    observations = task.observations(policy, 7, count=3)
+    assert [obs["obs"].tolist() for obs in observations] == [[[[7.0]]], [[[8.0]]], [[[9.0]]]]
+    assert len(policy.noise) == 2
+    (runner,) = FakeRunner.closed
+    assert (runner.settings.n_train, runner.settings.n_test, runner.settings.n_train_vis) == (1, 0, 0)
+    assert next(task.observations(policy, 100_007))["obs"].item() == 100_007
+    assert (FakeRunner.closed[1].settings.n_train, FakeRunner.closed[1].settings.n_test) == (0, 1)
+
+
+def test_runner_has_contiguous_seeds_and_films_the_first() -> None:
+    task = make_task(config())
+    with pytest.raises(ValueError, match="contiguous"):
+        task.rollout(CountingPolicy(), [100_000, 100_002])
+    with pytest.raises(ValueError, match="contiguous"):
+        task.rollout(CountingPolicy(), [9_999, 10_000])
+    with pytest.raises(ValueError, match="first seeds"):
+        task.rollout(CountingPolicy(), [100_000, 100_001], video_dir="x", video_seeds=[100_001])
+
+
+def test_runner_that_does_not_start() -> None:
+    task = make_task(config(max_steps=-1))
+    with pytest.raises(RuntimeError, match=r"cannot start FakeRunner of task kitchen: data/robomimic"):
+        task.rollout(CountingPolicy(), [100_000])
+
+
+def test_a_failing_policy_does_not_leave_environments_open() -> None:
+    class Broken(CountingPolicy):
+        def predict_action(self, obs_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+            raise RuntimeError("no actions today")
+
+    with pytest.raises(RuntimeError, match="no actions today"):
+        make_task(config()).rollout(Broken(), [100_000])
+    assert len(FakeRunner.closed) == 1
+
+
+def test_missing_simulator() -> None:
+    with pytest.raises(RuntimeError, match=r"kitchen needs diffusion_policy\.env_runner\.kitchen"):
+        make_task(config("diffusion_policy.env_runner.kitchen_lowdim_runner.KitchenLowdimRunner"))
+    with pytest.raises(RuntimeError, match="has no Missing"):
+        make_task(config("diffusion_policy.env_runner.fake_runner.Missing"))
+
+
+@pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "diffusion_policy.env_runner.fake_runner.Path"])
+def test_only_diffusion_policys_runners_are_called(target: str) -> None:
+    with pytest.raises(ValueError, match="trust_checkpoint"):
+        make_task(config(target))
+
+
+def test_a_trusted_checkpoint_may_bring_its_own_runner() -> None:
+    task = make_task(config("diffusion_policy.env_runner.fake_runner.Path"), trust_checkpoint=True)
+    assert isinstance(task, RunnerTask)
+
+
+def test_no_runner() -> None:
+    with pytest.raises(ValueError, match="names no environment"):
+        make_task(config(target=None))
