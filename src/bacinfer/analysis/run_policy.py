@@ -1,0 +1,129 @@
+"""Runs a policy once under a cache, beside the plain policy with the same noise: actions, speed, difference."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bacinfer import assets
+from bacinfer.analysis.collect_activations import add_start_arguments, noise_seed
+from bacinfer.command_options import (
+    add_cache_arguments,
+    add_policy_arguments,
+    apply_cache_arguments,
+    load_policy_and_config,
+    run_command,
+)
+from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
+from bacinfer.tasks import make_task
+from bacinfer.tasks.base import seeded_noise, timed_call
+
+REPETITIONS = 3
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A cached policy beside the plain one, at one observation and the same noise; actions in the task's units."""
+
+    cache_mode: str
+    num_inference_steps: int
+    updates: dict[str, int]  # block key to how often it is computed
+    flops_fraction: float
+    plain_seconds: float
+    cached_seconds: float
+    rms_action_difference: float
+    max_action_difference: float
+    device: str
+    num_threads: int
+
+    def __str__(self) -> str:
+        mean_updates = sum(self.updates.values()) / len(self.updates)
+        return (
+            f"{self.cache_mode}: {mean_updates:.1f} updates a block in {self.num_inference_steps} steps, about "
+            f"{self.flops_fraction:.0%} of the FLOPs\n"
+            f"{1e3 * self.cached_seconds:.1f} ms an action chunk, plain {1e3 * self.plain_seconds:.1f} ms "
+            f"({self.plain_seconds / self.cached_seconds:.2f}x) on {self.device}, {self.num_threads} threads, "
+            f"median of {REPETITIONS}\n"
+            f"difference to the plain actions: RMS {self.rms_action_difference:.4g}, "
+            f"largest {self.max_action_difference:.4g}"
+        )
+
+
+def compare(
+    policy: Any, plain: Mapping[str, Tensor], plain_seconds: float, cached: Mapping[str, Tensor], cached_seconds: float
+) -> Comparison:
+    """What the cache of `policy` did, from the results and latencies of both runs."""
+    summary = FastDiffusionPolicy.summary(policy)
+    difference = (cached["action_pred"] - plain["action_pred"]).double()
+    return Comparison(
+        cache_mode=summary.mode,
+        num_inference_steps=summary.num_inference_steps,
+        updates={block: counts.updates for block, counts in summary.blocks.items()},
+        flops_fraction=summary.flops_fraction,
+        plain_seconds=plain_seconds,
+        cached_seconds=cached_seconds,
+        rms_action_difference=float(difference.square().mean().sqrt()),
+        max_action_difference=float(difference.abs().max()),
+        device=str(difference.device),
+        num_threads=torch.get_num_threads(),
+    )
+
+
+def sample(policy: Any, obs: dict[str, Tensor], seed: int) -> tuple[dict[str, Tensor], float]:
+    """The result of `predict_action` with the noise of `seed`, and its median wall time (s) after a warm-up."""
+    seconds = []
+    for _ in range(1 + REPETITIONS):
+        with seeded_noise(policy, seed):
+            result, elapsed = timed_call(policy, obs)
+        seconds.append(elapsed)
+    return result, median(seconds[1:])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bacinfer.analysis.run_policy",
+        description="Samples one action chunk with the cache that the flags ask for and with the plain policy, prints "
+        "both speeds and the difference, and writes OUT/actions.npz and OUT/summary.json.",
+    )
+    add_policy_arguments(parser)
+    parser.add_argument("-o", "--output_dir", required=True, type=Path, metavar="OUT", help="directory to write to")
+    add_start_arguments(parser)
+    add_cache_arguments(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    policy, checkpoint = load_policy_and_config(args)
+    task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
+    obs = next(task.observations(policy, args.demo_idx))
+    seed = noise_seed(args.random_seed, args.demo_idx)
+    plain = sample(policy, obs, seed)
+    apply_cache_arguments(policy, args)
+    cached = sample(policy, obs, seed)
+    comparison = compare(policy, *plain, *cached)
+
+    actions = {name: tensor.cpu().numpy() for name, tensor in cached[0].items()}
+    start = {"checkpoint": str(args.checkpoint), "demo_idx": args.demo_idx, "random_seed": args.random_seed}
+    assets.write_arrays(args.output_dir / "actions.npz", actions, start)
+    with assets.atomic_write(args.output_dir / "summary.json") as temporary:
+        temporary.write_text(json.dumps({**start, **asdict(comparison)}, indent=1) + "\n")
+    print(f"action {list(cached[0]['action'].shape)}:\n{cached[0]['action'].cpu().numpy()}")
+    print(f"{comparison}\nwritten to {args.output_dir}: actions.npz, summary.json")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(run, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
