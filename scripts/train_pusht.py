@@ -1,0 +1,8 @@
+"""Trains the Push-T policy that bacinfer ships; see ``--help``."""
+
+import sys
+
+from bacinfer.training.train import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Push-T demonstrations, and the windows of them that a policy is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Recorded episodes, one after the other.
+
+    Attributes:
+        obs: [steps, obs_dim], data units.
+        action: [steps, action_dim], data units.
+        episode_ends: one past the last step of each episode, ascending.
+    """
+
+    obs: torch.Tensor
+    action: torch.Tensor
+    episode_ends: tuple[int, ...]
+
+    def to(self, device: str | torch.device) -> Demonstrations:
+        return Demonstrations(self.obs.to(device), self.action.to(device), self.episode_ends)
+
+    def batch(self, windows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The steps at ``windows`` [B, horizon]: ``obs`` [B, horizon, obs_dim], ``action`` [B, horizon, action_dim]."""
+        return {"obs": self.obs[windows], "action": self.action[windows]}
+
+
+def read_pusht_demonstrations(path: str | Path) -> Demonstrations:
+    """Read Push-T demonstrations from an ``.npz`` file or from Diffusion Policy's ``.zarr`` folder.
+
+    An observation is the nine keypoints of the T (x0, y0, x1, y1, …), then the pusher's x and y, in pixels.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: arrays are missing or do not belong together.
+        RuntimeError: the zarr package is needed and not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no demonstrations at {path}")
+    names = {"keypoint": "data/keypoint", "state": "data/state", "action": "data/action"}
+    names["episode_ends"] = "meta/episode_ends"
+    if path.is_dir():
+        group = _open_zarr(path)
+        arrays = {short: np.asarray(group[name]) for short, name in names.items() if name in group}
+    else:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in names if name in archive}
+
+    if missing := names.keys() - arrays.keys():
+        raise ValueError(f"{path} lacks {sorted(missing)}; it has {sorted(arrays)}")
+    ends = arrays.pop("episode_ends")
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if set(lengths.values()) != {int(ends[-1])} or np.any(np.diff(ends, prepend=0) <= 0):
+        raise ValueError(f"{path}: episodes end at step {ends[-1]}, ascending, but the arrays have {lengths} steps")
+    keypoints = arrays["keypoint"].reshape(int(ends[-1]), -1)
+    obs = np.concatenate([keypoints, arrays["state"][:, :2]], axis=1)
+    return Demonstrations(
+        obs=torch.from_numpy(obs.astype(np.float32)),
+        action=torch.from_numpy(arrays["action"].astype(np.float32)),
+        episode_ends=tuple(int(end) for end in ends),
+    )
+
+
+def sequence_windows(
+    episode_ends: tuple[int, ...], horizon: int, pad_before: int = 0, pad_after: int = 0
+) -> torch.Tensor:
+    """Step indices [windows, horizon] of every window that lies in one episode.
+
+    A window may reach ``pad_before`` steps before the episode and ``pad_after`` steps beyond it; the first or last
+    step is repeated there.
+    """
+    windows = []
+    start = 0
+    for end in episode_ends:
+        first = torch.tensor(range(start - pad_before, end - horizon + pad_after + 1), dtype=torch.long)
+        windows.append((first[:, None] + torch.arange(horizon)).clamp(start, end - 1))
+        start = end
+    return torch.cat(windows)
+
+
+def _open_zarr(path: Path) -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise RuntimeError(f"reading the folder {path} needs the zarr package: pip install 'zarr<3'") from error
+    return zarr.open(str(path), mode="r")

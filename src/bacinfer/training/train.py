@@ -1,0 +1,341 @@
+"""Trains a low-dimensional transformer policy on Push-T demonstrations; a run can be interrupted and resumed."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from bacinfer.command_options import add_debug_argument, check_device, run_command
+from bacinfer.policies import Checkpoint, read_checkpoint, write_checkpoint
+from bacinfer.policies.checkpoint import acting_weights, create_policy
+from bacinfer.policies.reference import LinearNormalizer
+from bacinfer.tasks import make_task
+from bacinfer.training.dataset import Demonstrations, read_pusht_demonstrations, sequence_windows
+from bacinfer.training.ema import EMAModel
+from bacinfer.training.log import TrainingLog
+
+CONFIG_DIR = Path(__file__).parent / "config"
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def read_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """The training configuration with ``overrides`` (``key=value``), interpolations resolved.
+
+    Raises:
+        ValueError: an override does not name an entry, or is none.
+    """
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+            cfg = compose("train_pusht", overrides=list(overrides))
+    except HydraException as error:
+        raise ValueError(str(error).replace("\n", " ")) from error
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
+class Trainer:
+    """A training run: what is trained, how far it is, and the folder that it writes to.
+
+    ``{output_dir}/checkpoints/latest.ckpt`` holds everything that a run needs to go on, random state included:
+    an interrupted and resumed run takes the same steps as an uninterrupted one on the same machine.
+    """
+
+    def __init__(
+        self, cfg: DictConfig, demonstrations: Demonstrations, output_dir: Path, init_from: Path | None = None
+    ) -> None:
+        self.cfg = cfg
+        self.output_dir = output_dir
+        self.device = check_device(cfg.training.device)
+        if cfg.training.precision not in PRECISIONS:
+            raise ValueError(f"training.precision is {cfg.training.precision!r}; known: {', '.join(PRECISIONS)}")
+        self.demonstrations = demonstrations.to(self.device)
+        dataset = cfg.task.dataset
+        self.windows = sequence_windows(
+            demonstrations.episode_ends, dataset.horizon, dataset.pad_before, dataset.pad_after
+        ).to(self.device)
+        if len(self.windows) == 0:
+            raise ValueError(f"no demonstration is long enough for a window of {dataset.horizon} steps")
+        self.batch_size = min(cfg.dataloader.batch_size, len(self.windows))
+        self.steps_per_epoch = len(self.windows) // self.batch_size
+        self.total_steps = self.steps_per_epoch * cfg.training.num_epochs
+        self.global_step = 0
+        self._order: torch.Tensor | None = None  # of the windows, in this epoch
+
+        latest = read_checkpoint(self.latest_path) if cfg.training.resume and self.latest_path.exists() else None
+        torch.manual_seed(cfg.training.seed)
+        self.policy = create_policy(Checkpoint(self.latest_path, cfg, {}))
+        if latest is not None:
+            self.policy.load_state_dict(latest.state_dicts["model"])
+        elif init_from is not None:
+            self.policy.load_state_dict(read_initial_weights(init_from))
+        else:
+            normalizer = LinearNormalizer.fit({"obs": demonstrations.obs, "action": demonstrations.action})
+            self.policy.set_normalizer(normalizer)
+        self.policy.to(self.device).train()
+        self.ema_policy = copy.deepcopy(self.policy)
+        self.ema = EMAModel(self.ema_policy, **_arguments(cfg.ema))
+        self.optimizer = self.policy.get_optimizer(**cfg.optimizer)
+        if latest is not None:
+            self._resume(latest)
+        self.lr_scheduler = get_scheduler(
+            cfg.training.lr_scheduler,
+            self.optimizer,
+            num_warmup_steps=cfg.training.lr_warmup_steps,
+            num_training_steps=self.total_steps,
+            last_epoch=self.global_step - 1,
+        )
+        self.log = TrainingLog(output_dir / "logs.jsonl", resume_step=self.global_step)
+        if cfg.training.compile:
+            self.policy.model.compile()
+
+    @property
+    def latest_path(self) -> Path:
+        return self.output_dir / "checkpoints" / "latest.ckpt"
+
+    @property
+    def epoch(self) -> int:
+        return self.global_step // self.steps_per_epoch
+
+    def run(self) -> bool:
+        """Train to the end (returns True), or to an interrupt (SIGINT, SIGTERM); ``latest.ckpt`` is then up to date."""
+        training = self.cfg.training
+        with (
+            _interrupts() as interrupted,
+            _matmul_precision("high" if training.precision == "tf32" else "highest"),
+            tqdm(total=self.total_steps, initial=self.global_step, unit="step", mininterval=1) as bar,
+        ):
+            losses: list[torch.Tensor] = []
+            started = time.perf_counter()
+            while self.global_step < self.total_steps and not interrupted():
+                losses.append(self.step())
+                bar.update()
+                if self.global_step % training.log_every == 0:
+                    loss = torch.stack(losses).mean().item()
+                    seconds = time.perf_counter() - started
+                    bar.set_postfix(loss=f"{loss:.4f}")
+                    self._add_to_log(train_loss=loss, samples_per_second=len(losses) * self.batch_size / seconds)
+                    losses, started = [], time.perf_counter()
+                if self.global_step % self.steps_per_epoch == 0:
+                    self._end_epoch()
+        self.save(self.latest_path)
+        return self.global_step >= self.total_steps
+
+    def step(self) -> torch.Tensor:
+        """One optimisation step on the next batch; returns its loss."""
+        with _autocast(self.device, self.cfg.training.precision):
+            loss = self.policy.compute_loss(self.demonstrations.batch(self._next_windows()))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr_scheduler.step()
+        self.ema.update(self.policy, self.global_step)
+        self.global_step += 1
+        return loss.detach()
+
+    def save(self, path: Path) -> None:
+        """Write the run's state as a Diffusion Policy checkpoint."""
+        states = {
+            "model": self.policy.state_dict(),
+            "ema_model": self.ema_policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        progress = {"global_step": self.global_step, "epoch": self.epoch, "rng_state": _rng_state(self.device)}
+        write_checkpoint(path, self.cfg, states, progress)
+
+    def _resume(self, latest: Checkpoint) -> None:
+        self.ema_policy.load_state_dict(latest.state_dicts["ema_model"])
+        self.ema_policy.to(self.device)
+        self.optimizer.load_state_dict(latest.state_dicts["optimizer"])
+        self.global_step = latest.progress("global_step")
+        _set_rng_state(self.device, latest.progress("rng_state"))
+
+    def _next_windows(self) -> torch.Tensor:
+        # Shuffled anew each epoch, from the epoch's own seed: resuming within an epoch needs no more state.
+        # What is left over at the end of an epoch is too small for a batch and is dropped.
+        epoch, position = divmod(self.global_step, self.steps_per_epoch)
+        if position == 0 or self._order is None:
+            generator = torch.Generator().manual_seed(self.cfg.training.seed + epoch)
+            self._order = torch.randperm(len(self.windows), generator=generator).to(self.device)
+        return self.windows[self._order[position * self.batch_size : (position + 1) * self.batch_size]]
+
+    def _end_epoch(self) -> None:
+        training = self.cfg.training
+        if training.rollout_every and self.epoch % training.rollout_every == 0:
+            self._rollout()
+        if self.epoch % training.checkpoint_every == 0:
+            self.save(self.latest_path)
+            self.log.plot(self.output_dir / "loss.png")
+
+    def _rollout(self) -> None:
+        """Score the EMA policy from training start seeds; keep it if it is among the best."""
+        first = self.cfg.task.env_runner.train_start_seed
+        seeds = range(first, first + self.cfg.training.rollout_episodes)
+        score = make_task(self.cfg).rollout(self.ema_policy, seeds).mean_score
+        self._add_to_log(train_mean_score=score)
+        directory = self.latest_path.parent
+        self.save(directory / f"epoch={self.epoch:04d}-train_mean_score={score:.3f}.ckpt")
+        kept = sorted(directory.glob("epoch=*.ckpt"), key=lambda path: float(path.stem.rpartition("=")[2]))
+        for path in kept[: -self.cfg.training.keep_best]:
+            path.unlink()
+
+    def _add_to_log(self, **entry: float) -> None:
+        lr = self.lr_scheduler.get_last_lr()[0]
+        self.log.add(global_step=self.global_step, epoch=self.epoch, lr=lr, **entry)
+
+
+def read_initial_weights(path: Path) -> dict[str, torch.Tensor]:
+    """A policy's weights and normaliser to start from: a checkpoint's acting weights, or a ``.safetensors`` file.
+
+    The latter has the model's own parameter names, and the ranges ``stats.{obs,action}_{min,max}`` that map to [-1, 1].
+    """
+    if path.suffix != ".safetensors":
+        return acting_weights(read_checkpoint(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    try:
+        ranges = {
+            name: (tensors.pop(f"stats.{name}_min"), tensors.pop(f"stats.{name}_max")) for name in ("obs", "action")
+        }
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}: the range of the data that maps to [-1, 1]") from error
+    normalizer = LinearNormalizer.from_ranges(ranges).state_dict(prefix="normalizer.")
+    empty = torch.zeros(0)
+    dummies = {"_dummy_variable": empty, "mask_generator._dummy_variable": empty}
+    return {f"model.{name}": value for name, value in tensors.items()} | normalizer | dummies
+
+
+def export_checkpoint(source: Path, path: Path) -> None:
+    """Write a small checkpoint with the acting weights of ``source`` alone: no optimizer, no second set of weights."""
+    checkpoint = read_checkpoint(source)
+    weights = acting_weights(checkpoint)
+    # both names refer to the same tensors, which the file holds once
+    states = {"model": weights, "ema_model": weights}
+    progress = {name: checkpoint.progress(name) for name in ("global_step", "epoch")}
+    write_checkpoint(path, checkpoint.cfg, states, progress)
+
+
+def _arguments(cfg: DictConfig) -> dict[str, Any]:
+    return {str(key): value for key, value in cfg.items() if key != "_target_"}
+
+
+@contextmanager
+def _autocast(device: torch.device, precision: str) -> Iterator[None]:
+    with ExitStack() as stack:
+        if precision == "bf16":
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+            if device.type == "cpu":
+                stack.enter_context(_no_flash_attention())
+        yield
+
+
+@contextmanager
+def _no_flash_attention() -> Iterator[None]:
+    """On a CPU its backward in bfloat16 takes longer than everything else together."""
+    before = torch.backends.cuda.flash_sdp_enabled()  # CUDA's by name only
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_flash_sdp(before)
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Yields whether SIGINT or SIGTERM came: a step under way is finished and the state saved first."""
+    received: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: received.append(number)) for number in signals]
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _rng_state(device: torch.device) -> dict[str, bytes]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {name: state.numpy().tobytes() for name, state in states.items()}
+
+
+def _set_rng_state(device: torch.device, states: dict[str, bytes]) -> None:
+    tensors = {name: torch.frombuffer(bytearray(state), dtype=torch.uint8) for name, state in states.items()}
+    torch.set_rng_state(tensors["cpu"])
+    if device.type == "cuda" and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"], device)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="train_pusht.py",
+        description="Train a low-dimensional transformer diffusion policy on Push-T demonstrations. Running the same "
+        "command again continues an interrupted run.",
+    )
+    parser.add_argument("-o", "--output_dir", required=True, type=Path, help="folder of the run: checkpoints, log")
+    parser.add_argument(
+        "--data", type=Path, help="demonstrations: an .npz file, or Diffusion Policy's pusht_cchi_v7_replay.zarr folder"
+    )
+    parser.add_argument(
+        "--init_from", type=Path, metavar="FILE", help="start from the weights of a .ckpt or .safetensors file"
+    )
+    parser.add_argument(
+        "--export", type=Path, metavar="CKPT", help="do not train; write the run's weights to this small checkpoint"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="entries of training/config/train_pusht.yaml to change"
+    )
+    add_debug_argument(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(_run, build_parser(), argv)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.export is not None:
+        export_checkpoint(args.output_dir / "checkpoints" / "latest.ckpt", args.export)
+        return 0
+    cfg = read_config(args.overrides)
+    demonstrations = read_pusht_demonstrations(args.data or cfg.task.dataset.zarr_path)
+    trainer = Trainer(cfg, demonstrations, args.output_dir, args.init_from)
+    if trainer.global_step:
+        print(f"continuing from {trainer.latest_path}, step {trainer.global_step}", file=sys.stderr)
+    if not trainer.run():
+        raise KeyboardInterrupt
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

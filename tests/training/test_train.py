@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bacinfer.policies import load_policy, read_checkpoint
+from bacinfer.tasks.base import Rollout
+from bacinfer.training import train
+from bacinfer.training.dataset import Demonstrations, read_pusht_demonstrations
+from bacinfer.training.train import Trainer, export_checkpoint, main, read_config
+
+# 38 windows in batches of 8: four steps an epoch, six windows left over
+TINY = [
+    "policy.model.n_layer=1",
+    "policy.model.n_head=2",
+    "policy.model.n_emb=8",
+    "policy.noise_scheduler.num_train_timesteps=5",
+    "policy.num_inference_steps=5",
+    "dataloader.batch_size=8",
+    "training.num_epochs=3",
+    "training.lr_warmup_steps=2",
+    "training.log_every=2",
+    "training.checkpoint_every=1",
+    "optimizer.learning_rate=0.01",
+]
+TOTAL_STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "demos.npz"
+    np.savez(
+        path,
+        keypoint=rng.uniform(0, 512, (52, 9, 2)),
+        state=rng.uniform(0, 512, (52, 5)),
+        action=rng.uniform(0, 512, (52, 2)),
+        episode_ends=np.array([30, 52]),
+    )
+    return path
+
+
+@pytest.fixture
+def demonstrations(data: Path) -> Demonstrations:
+    return read_pusht_demonstrations(data)
+
+
+def trainer(demonstrations: Demonstrations, output_dir: Path, *overrides: str, **settings: Any) -> Trainer:
+    return Trainer(read_config([*TINY, *overrides]), demonstrations, output_dir, **settings)
+
+
+def states(path: Path) -> dict[str, Any]:
+    return read_checkpoint(path / "checkpoints" / "latest.ckpt").state_dicts
+
+
+def assert_equal(first: Any, second: Any) -> None:
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_equal(first[key], second[key])
+    elif torch.is_tensor(first):
+        assert torch.equal(first, second)
+    else:
+        assert first == second
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
+    steps: int, demonstrations: Demonstrations, tmp_path: Path
+) -> None:
+    whole = trainer(demonstrations, tmp_path / "whole")
+    assert whole.total_steps == TOTAL_STEPS
+    assert whole.run()
+
+    first = trainer(demonstrations, tmp_path / "parts")
+    for _ in range(steps):
+        first.step()
+    first.save(first.latest_path)
+    torch.manual_seed(99)  # another process, another random state
+    second = trainer(demonstrations, tmp_path / "parts")
+    assert second.global_step == steps
+    assert second.run()
+
+    assert_equal(states(tmp_path / "parts"), states(tmp_path / "whole"))
+
+
+def test_an_interrupt_finishes_the_step_and_saves(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    run = trainer(demonstrations, tmp_path)
+    step = run.step
+    calls = []
+
+    def interrupted_step() -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step()
+
+    run.step = interrupted_step  # type: ignore[method-assign]
+    handler = signal.getsignal(signal.SIGINT)
+    assert not run.run()
+    assert signal.getsignal(signal.SIGINT) is handler
+    checkpoint = read_checkpoint(run.latest_path)
+    assert (checkpoint.progress("global_step"), checkpoint.progress("epoch")) == (6, 1)
+
+
+def test_every_window_comes_once_an_epoch_in_a_new_order(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    run = trainer(demonstrations, tmp_path)
+    orders = []
+    for _ in range(2):
+        seen = []
+        for _ in range(run.steps_per_epoch):
+            seen += run._next_windows().tolist()
+            run.global_step += 1
+        assert len({tuple(window) for window in seen}) == len(seen) == 32
+        orders.append(seen)
+    assert orders[0] != orders[1]
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    run = trainer(demonstrations, tmp_path)
+    rates = []
+    for _ in range(TOTAL_STEPS):
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        run.step()
+    warm = [0.0, 0.005]
+    cosine = [0.01 * 0.5 * (1 + math.cos(math.pi * step / 10)) for step in range(10)]
+    assert rates == pytest.approx([*warm, *cosine])
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_the_ema_weights_follow_the_model(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    run = trainer(demonstrations, tmp_path)
+    expected = None
+    for step in range(6):
+        run.step()
+        weight = run.policy.model.head.weight.detach().clone()
+        decay = 0.0 if step < 2 else 1 - step**-0.75
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+    torch.testing.assert_close(run.ema_policy.model.head.weight, expected)
+    assert not torch.equal(run.ema_policy.model.head.weight, run.policy.model.head.weight)
+
+
+def test_training_learns(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    trainer(demonstrations, tmp_path, "training.num_epochs=60", "training.log_every=20").run()
+    losses = [json.loads(line)["train_loss"] for line in (tmp_path / "logs.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_checkpoint_is_a_policy_with_the_data_s_range(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    run = trainer(demonstrations, tmp_path)
+    run.run()
+    policy = load_policy(run.latest_path)
+    assert_equal(policy.state_dict(), run.ema_policy.state_dict())
+    normalised = policy.normalizer["action"].normalize(demonstrations.action)
+    torch.testing.assert_close(normalised.amax(0), torch.ones(2))
+    torch.testing.assert_close(normalised.amin(0), -torch.ones(2))
+    assert policy.predict_action({"obs": demonstrations.obs[None, :2]})["action"].shape == (1, 8, 2)
+
+
+def test_starting_from_a_checkpoint(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    source = trainer(demonstrations, tmp_path / "first")
+    source.run()
+    other_data = Demonstrations(demonstrations.obs * 2, demonstrations.action * 2, demonstrations.episode_ends)
+    run = trainer(other_data, tmp_path / "second", init_from=source.latest_path)
+    assert run.global_step == 0
+    # the weights belong to the range that they were trained with, so that comes along
+    assert_equal(run.policy.state_dict(), source.ema_policy.state_dict())
+    assert_equal(run.ema_policy.state_dict(), source.ema_policy.state_dict())
+
+
+def test_starting_from_safetensors(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    source = trainer(demonstrations, tmp_path / "first")
+    path = tmp_path / "weights.safetensors"
+    tensors = {
+        "stats.obs_min": torch.zeros(20),
+        "stats.obs_max": torch.full((20,), 512.0),
+        "stats.action_min": torch.zeros(2),
+        "stats.action_max": torch.full((2,), 256.0),
+    }
+    save_file({**source.policy.model.state_dict(), **tensors}, path)
+    run = trainer(demonstrations, tmp_path / "second", init_from=path)
+    assert_equal(run.policy.model.state_dict(), source.policy.model.state_dict())
+    assert run.policy.normalizer["action"].normalize(torch.tensor([[0.0, 128.0]])).tolist() == [[-1, 0]]
+    assert run.policy.normalizer["obs"].normalize(torch.full((1, 20), 512.0)).tolist() == [[1] * 20]
+
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+        trainer(demonstrations, tmp_path / "third", init_from=tmp_path / "none.safetensors")
+    save_file(source.policy.model.state_dict(), path)
+    with pytest.raises(ValueError, match=r"stats\.obs_min"):
+        trainer(demonstrations, tmp_path / "third", init_from=path)
+
+
+def test_an_unfinished_run_goes_on_rather_than_starting_from_other_weights(
+    demonstrations: Demonstrations, tmp_path: Path
+) -> None:
+    run = trainer(demonstrations, tmp_path)
+    run.step()
+    run.save(run.latest_path)
+    again = trainer(demonstrations, tmp_path, init_from=tmp_path / "not_even_there.ckpt")
+    assert again.global_step == 1
+    assert trainer(demonstrations, tmp_path, "training.resume=false").global_step == 0
+
+
+def test_exporting_keeps_the_acting_weights_alone(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    run = trainer(demonstrations, tmp_path)
+    run.run()
+    small = tmp_path / "small.ckpt"
+    export_checkpoint(run.latest_path, small)
+    checkpoint = read_checkpoint(small)
+    assert set(checkpoint.state_dicts) == {"model", "ema_model"}
+    assert checkpoint.progress("global_step") == TOTAL_STEPS
+    assert_equal(load_policy(small).state_dict(), run.ema_policy.state_dict())
+    assert small.stat().st_size < run.latest_path.stat().st_size / 2
+
+
+def test_rollouts_keep_the_best_checkpoints(
+    demonstrations: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.25, 0.75, 0.5])
+    seeds_seen = []
+
+    class FakeTask:
+        def rollout(self, policy: Any, seeds: range) -> Rollout:
+            assert not policy.training
+            seeds_seen.append(list(seeds))
+            return Rollout({"train/mean_score": next(scores)}, [], 0.0)
+
+    monkeypatch.setattr(train, "make_task", lambda cfg: FakeTask())
+    settings = ["training.rollout_every=1", "training.rollout_episodes=2", "training.keep_best=2"]
+    trainer(demonstrations, tmp_path, *settings).run()
+    assert seeds_seen == [[0, 1]] * 3
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        "latest.ckpt",
+        "epoch=0002-train_mean_score=0.750.ckpt",
+        "epoch=0003-train_mean_score=0.500.ckpt",
+    }
+
+
+def test_bfloat16_stays_near_single_precision(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    losses = []
+    for precision in train.PRECISIONS:
+        run = trainer(demonstrations, tmp_path / precision, f"training.precision={precision}")
+        losses.append(torch.stack([run.step() for _ in range(TOTAL_STEPS)]))
+        assert {parameter.dtype for parameter in run.policy.parameters()} == {torch.float32}
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(losses[2], losses[0], rtol=0.05, atol=0)
+    assert not torch.equal(losses[2], losses[0])
+    with pytest.raises(ValueError, match=r"'fp8'; known: fp32, tf32, bf16"):
+        trainer(demonstrations, tmp_path / "fp8", "training.precision=fp8")
+
+
+def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    command = ["--output_dir", str(output), "--data", str(data)]
+    assert main([*command, *TINY]) == 0
+    steps = [json.loads(line)["global_step"] for line in (output / "logs.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 8, 10, 12]
+    assert (output / "loss.png").stat().st_size > 0
+    assert main([*command, "--export", str(tmp_path / "small.ckpt")]) == 0
+    assert load_policy(tmp_path / "small.ckpt").horizon == 16
+    assert main([*command, *TINY, "training.num_epochs=4"]) == 0
+    assert "step 12" in capsys.readouterr().err
+    assert read_checkpoint(output / "checkpoints" / "latest.ckpt").progress("global_step") == 16
+
+
+def test_too_short_demonstrations(tmp_path: Path) -> None:
+    short = Demonstrations(torch.zeros(5, 20), torch.zeros(5, 2), (5,))
+    with pytest.raises(ValueError, match="window of 16 steps"):
+        trainer(short, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere.npz"], r"nowhere.npz"),
+        (["training.nonsense=1"], "training.nonsense"),
+        (["nonsense"], "nonsense"),
+        (["training.device=tpu9"], "tpu9"),
+    ],
+)
+def test_a_user_s_mistake_is_one_line(
+    arguments: list[str], message: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--output_dir", str(tmp_path), "--data", str(data), *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert message in error
