@@ -79,8 +79,6 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
         os.replace(temporary, path)
     finally:

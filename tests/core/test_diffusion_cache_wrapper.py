@@ -87,7 +87,8 @@ def test_bubbling_union_selects_from_residuals_where_no_selection_is_stored(
         assets.write_arrays(run.activations, residuals)
     else:
         convert = torch.from_numpy if file_format == "pickled tensors" else np.asarray
-        plain = {m: [convert(step) for step in r] for m, r in residuals.items()}
+        recorded = residuals | {"decoder.norm": 99 * np.ones((10, 1, 4), "f4")}  # BACInfer records other modules too
+        plain = {m: [convert(step) for step in r] for m, r in recorded.items()}
         run.activations.with_suffix(".pkl").write_bytes(pickle.dumps(plain))
     errors = {b.key: block_error(torch.from_numpy(residuals[b.module_name])) for b in BLOCKS}
     own = CacheSchedule(10, {b.key: ACS[b.module_name] for b in BLOCKS})

@@ -79,7 +79,8 @@ def selected_blocks(blocks: Sequence[Block], steps_dir: str | Path, num_blocks: 
             raise FileNotFoundError(
                 f"bubbling union needs {path}, or residuals to select the blocks from, and neither is there: {error}"
             ) from error
-        errors = {keys.get(m, m): block_error(torch.from_numpy(r)) for m, r in residuals.items()}
+        # BACInfer records outputs of other modules as well.
+        errors = {keys[m]: block_error(torch.from_numpy(r)) for m, r in residuals.items() if m in keys}
         selected = select_blocks(errors, num_blocks)
     unknown = set(selected) - {block.key for block in blocks}
     if unknown:
