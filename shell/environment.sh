@@ -22,3 +22,10 @@ install() {
         echo "$state" > "$stamp"
     fi
 }
+
+# Runs a module of bacinfer in place of this script.
+run_module() {
+    "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("bacinfer") is None)' ||
+        { echo "error: bacinfer is not installed for $PYTHON; run bash shell/quickstart.sh first" >&2; exit 2; }
+    exec "$PYTHON" -m "$@"
+}
