@@ -17,7 +17,7 @@ TINY = [
     "policy.noise_scheduler.num_train_timesteps=10",
     "policy.num_inference_steps=10",
 ]
-INPAINTING = ["obs_as_cond=false", "policy.model.input_dim=22", "policy.model.cond_dim=0"]
+INPAINTING = ["obs_as_cond=false"]
 
 VARIANTS: dict[str, list[str]] = {
     "causal": [],

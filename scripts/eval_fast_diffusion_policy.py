@@ -1,0 +1,10 @@
+"""Evaluates a policy with and without its cache: scores, latency and FLOPs (``bacinfer eval``)."""
+
+from __future__ import annotations
+
+import sys
+
+from bacinfer.evaluation.evaluate import main
+
+if __name__ == "__main__":
+    sys.exit(main())

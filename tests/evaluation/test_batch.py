@@ -1,0 +1,293 @@
+"""Many evaluations: which checkpoints, what is kept, what a failure does, and the CSV file."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bacinfer.evaluation import batch, evaluate
+from bacinfer.tasks.checkpoints import find_checkpoint, shipped_checkpoint
+from evaluation.conftest import write_tiny_steps
+
+REPOSITORY = Path(__file__).parents[2]
+HEADER = ["Method", "Steps", "Task", "Seed", "CheckpointType", "SuccessRate", "FLOPs", "Speedup"]
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands look for checkpoint/ and assets/ in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def add_checkpoint(task: str, seed: int, name: str, root: str = "checkpoint", source: Path | None = None) -> Path:
+    path = Path(root) / task / "diffusion_policy_transformer" / f"train_{seed}" / "checkpoints" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if source is None:
+        path.write_bytes(b"not a checkpoint")
+    else:
+        shutil.copy(source, path)
+    return path
+
+
+class FakeEvaluation:
+    """Stands in for `evaluate.run`: writes results as it does, or fails where the checkpoint says so."""
+
+    def __init__(self) -> None:
+        self.runs: list[argparse.Namespace] = []
+
+    def __call__(self, args: argparse.Namespace) -> int:
+        self.runs.append(args)
+        if "broken" in str(args.checkpoint) or "seed2" in str(args.output_dir):
+            raise ValueError("bad magic number")
+        log = {"test/mean_score": 0.875, "test/p1": 0.5, "test/p2": 0.25} | {
+            f"test/p_{i}": 0.1 * i for i in range(1, 8)
+        }
+        settings = {
+            name: getattr(args, name) for name in ("cache_mode", "num_caches", "n_test", "metric", "num_bu_blocks")
+        }
+        results = {"flops": 1_234_567_890, "speedup": 3.21987}
+        files = {"fast_eval_log": log, "benchmark_results": {"settings": {**settings, "checkpoint": args.checkpoint}}}
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        for name, data in {**files, "eval_results": results}.items():
+            (Path(args.output_dir) / f"{name}.json").write_text(json.dumps(data))
+        return 0
+
+
+@pytest.fixture
+def evaluation(monkeypatch: pytest.MonkeyPatch) -> FakeEvaluation:
+    fake = FakeEvaluation()
+    monkeypatch.setattr(evaluate, "run", fake)
+    return fake
+
+
+def rows(output_dir: str = "out") -> list[list[str]]:
+    with (Path(output_dir) / "results.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def run(*argv: str) -> int:
+    return batch.main(["--steps=10", "--output_dir=out", *argv])
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_found_by_listing() -> None:
+    add_checkpoint("can_ph", 0, "epoch=0650-test_mean_score=0.900.ckpt")
+    best = add_checkpoint("can_ph", 0, "epoch=1000-test_mean_score=1.000.ckpt")
+    add_checkpoint("can_ph", 0, "epoch=0050-test_mean_score=1.000.ckpt")
+    add_checkpoint("can_ph", 0, "epoch=0100.ckpt")
+    latest = add_checkpoint("can_ph", 0, "latest.ckpt")
+    kitchen = add_checkpoint("kitchen", 1, "latest.ckpt", root="checkpoint/low_dim")
+    assert find_checkpoint("can_ph", 0, "max") == best
+    assert find_checkpoint("can_ph", 0, "avg") == latest
+    assert find_checkpoint("can_ph", 1, "max") is None
+    assert find_checkpoint("kitchen", 1, "avg") == kitchen
+    assert find_checkpoint("kitchen", 1, "max") is None
+
+
+# -- batches -----------------------------------------------------------------------------------------------------
+
+
+def test_tasks_seeds_and_types(evaluation: FakeEvaluation) -> None:
+    for seed in (0, 1):
+        add_checkpoint("can_ph", seed, "latest.ckpt")
+        add_checkpoint("can_ph", seed, "epoch=0650-test_mean_score=0.900.ckpt")
+    assert run("--seeds=0,1", "--num_bu_blocks=3", "--n_test=7", "--device=cpu") == 0
+    assert [(a.output_dir, Path(a.checkpoint).name) for a in evaluation.runs] == [
+        (f"out/can_ph/seed{seed}_{kind}", name)
+        for seed in (0, 1)
+        for kind, name in (("max", "epoch=0650-test_mean_score=0.900.ckpt"), ("avg", "latest.ckpt"))
+    ]
+    for args in evaluation.runs:
+        assert args.optimal_steps_dir == "assets/can_ph/original/optimal_steps/cosine"
+        assert (args.cache_mode, args.num_caches, args.num_bu_blocks, args.n_test) == ("optimal", 10, 3, 7)
+        assert args.skip_video
+    assert rows() == [
+        HEADER,
+        *(
+            ["BAC", "10", "can_ph", seed, kind, "0.8750", "1234567890", "3.220"]
+            for seed in ("0", "1")
+            for kind in ("max", "avg")
+        ),
+    ]
+
+
+def test_tasks_with_several_metrics(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
+    for task in ("block_pushing", "kitchen", "can_ph"):
+        add_checkpoint(task, 0, "latest.ckpt")
+    assert run("--seeds=0", "--lowdim_only", "--checkpoint_type=avg") == 0
+    assert [(row[2], row[5]) for row in rows()[1:]] == [
+        ("block_pushing_p1", "0.5000"),
+        ("block_pushing_p2", "0.2500"),
+        ("kitchen_p_1", "0.1000"),
+        ("kitchen_p_2", "0.2000"),
+        ("kitchen_p_3", "0.3000"),
+        ("kitchen_p_4", "0.4000"),
+    ]
+    table = capsys.readouterr().out
+    assert "block_pushing_p2" in table
+    assert "evaluated" in table
+
+
+def test_threshold_mode(evaluation: FakeEvaluation) -> None:
+    add_checkpoint("can_mh", 0, "latest.ckpt")
+    assert run("--seeds=0", "--cache_mode=threshold", "--checkpoint_type=avg", "--mh_only") == 0
+    (args,) = evaluation.runs
+    assert (args.cache_mode, args.num_caches, args.optimal_steps_dir) == ("threshold", 10, None)
+    assert rows()[1][0] == "Uniform"
+
+
+@pytest.mark.parametrize(
+    ("flag", "tasks"),
+    [
+        ("--ph_only", ["can_ph"]),
+        ("--mh_only", ["lift_mh"]),
+        ("--lowdim_only", ["block_pushing", "kitchen"]),
+        ("--bp_only", ["block_pushing"]),
+        ("--kitchen_only", ["kitchen"]),
+        ("--task=kitchen,can_ph", ["kitchen", "can_ph"]),
+    ],
+)
+def test_choosing_tasks(evaluation: FakeEvaluation, flag: str, tasks: list[str]) -> None:
+    for task in ("can_ph", "lift_mh", "block_pushing", "kitchen"):
+        add_checkpoint(task, 0, "latest.ckpt")
+    assert run(flag, "--seeds=0", "--checkpoint_type=avg") == 0
+    assert [Path(args.output_dir).parts[1] for args in evaluation.runs] == tasks
+
+
+def test_what_is_there_is_kept(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
+    add_checkpoint("can_ph", 0, "latest.ckpt")
+    argv = ("--seeds=0", "--checkpoint_type=avg")
+    assert run(*argv) == 0
+    first = rows()
+    assert run(*argv) == 0
+    assert len(evaluation.runs) == 1
+    assert "kept" in capsys.readouterr().out
+    assert rows() == first
+    assert run(*argv, "--force") == 0
+    assert len(evaluation.runs) == 2
+
+
+def test_an_interrupted_evaluation_is_not_kept(evaluation: FakeEvaluation) -> None:
+    add_checkpoint("can_ph", 0, "latest.ckpt")
+    argv = ("--seeds=0", "--checkpoint_type=avg")
+    run(*argv)
+    Path("out/can_ph/seed0_avg/eval_results.json").unlink()  # it is written last
+    assert run(*argv) == 0
+    assert len(evaluation.runs) == 2
+
+
+def test_a_result_of_other_settings_is_not_passed_off(
+    evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_checkpoint("can_ph", 0, "latest.ckpt")
+    argv = ("--seeds=0", "--checkpoint_type=avg")
+    run(*argv)
+    assert run(*argv, "--n_test=3") == 1
+    assert "n_test 50 instead of 3" in capsys.readouterr().err
+    assert run(*argv, "--n_test=3", "--force") == 0
+
+
+def test_failures_do_not_stop_the_others(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 2, 3):
+        add_checkpoint("can_ph", seed, "latest.ckpt")
+    assert run("--seeds=0,1,2,3", "--checkpoint_type=avg") == 1
+    assert [row[3] for row in rows()[1:]] == ["0", "3"]
+    output = capsys.readouterr()
+    assert "can_ph seed 1 avg missing" in output.err
+    assert "train_1" in output.err
+    assert "can_ph seed 2 avg failed: bad magic number" in output.err
+    assert [line.split()[3] for line in output.out.splitlines() if line.startswith("can_ph  ")] == [
+        "evaluated",
+        "missing",
+        "failed",
+        "evaluated",
+    ]
+
+
+def test_tasks_without_a_checkpoint(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
+    add_checkpoint("can_ph", 0, "latest.ckpt")
+    argv = ("--seeds=0", "--checkpoint_type=avg")
+    assert run(*argv) == 0
+    assert "left out, as there is no checkpoint: lift_ph, square_ph, pusht" in capsys.readouterr().out
+    assert run(*argv, "--task=can_ph,lift_ph") == 1
+    assert "lift_ph seed 0 avg missing" in capsys.readouterr().err
+    assert run(*argv, "--mh_only") == 2
+    assert "no checkpoint of any of these tasks" in capsys.readouterr().err
+
+
+def test_shipped_checkpoint_stands_in(
+    evaluation: FakeEvaluation, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = workplace / "assets" / "pusht" / "pusht.ckpt"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert shipped_checkpoint("pusht") == Path("assets/pusht/pusht.ckpt")
+    assert run("--seeds=0,1") == 0
+    (args,) = evaluation.runs
+    assert args.checkpoint == "assets/pusht/pusht.ckpt"
+    assert args.output_dir == "out/pusht/seed0_max"
+    assert "shipped assets/pusht/pusht.ckpt" in capsys.readouterr().out
+
+    add_checkpoint("pusht", 1, "latest.ckpt")
+    assert run("--seeds=1", "--task=pusht", "--checkpoint_type=avg") == 0
+    assert evaluation.runs[-1].checkpoint.startswith("checkpoint/")
+
+
+def test_default_output_directory_names_the_cache(evaluation: FakeEvaluation) -> None:
+    add_checkpoint("can_ph", 0, "latest.ckpt")
+    assert batch.main(["--steps=8", "--metric=l1", "--num_bu_blocks=2", "--seeds=0", "--checkpoint_type=avg"]) == 0
+    assert len(rows("results/bac_l1_8_bu2")) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--task=lift"], "unknown task lift"),
+        (["--device=warp:9"], "warp:9"),
+        (["--n_test=0"], "--n_test 0"),
+        (["--steps=0"], "--steps 0"),
+    ],
+)
+def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*argv) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--seeds=a"], ["--ph_only", "--task=pusht"], ["--cache_mode=edit"]])
+def test_mistakes_that_argparse_finds(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        run(*argv)
+    assert error.value.code == 2
+
+
+def test_shell_script_end_to_end(workplace: Path, checkpoint: Path) -> None:
+    """The real thing, on the small checkpoint: one that works, one that is damaged."""
+    add_checkpoint("pusht", 0, "latest.ckpt", source=checkpoint)
+    add_checkpoint("pusht", 1, "latest.ckpt")
+    write_tiny_steps(workplace / "assets" / "pusht" / "original" / "optimal_steps" / "cosine", checkpoint)
+    python = workplace / ".venv" / "bin" / "python"  # which the script prefers to the system's
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    argv = "--device cpu --steps 3 --metric cosine --seeds 0,1 --num_bu_blocks 0 --checkpoint_type avg --n_test 1"
+    script = shutil.copytree(REPOSITORY / "shell", workplace / "shell") / "main" / "run_bac_all.sh"
+    command = ["bash", script, *argv.split(), "--output_dir=out"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    assert "seed 1 avg failed" in result.stderr
+    (row,) = rows()[1:]
+    assert row[:5] == ["BAC", "3", "pusht", "0", "avg"]
+    assert 0 <= float(row[5]) <= 1
+    assert int(row[6]) > 0
+    assert float(row[7]) > 0
+    assert json.loads(Path("out/pusht/seed0_avg/eval_results.json").read_text())["num_caches"] == 3

@@ -1,0 +1,205 @@
+"""The evaluation command from a checkpoint to its files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
+from bacinfer.evaluation.comparison import Cost, Result, compare
+from bacinfer.evaluation.evaluate import main
+from bacinfer.evaluation.latency import Latency
+from bacinfer.evaluation.table import format_table
+from bacinfer.evaluation.video import side_by_side, write_side_by_side
+from bacinfer.tasks import PushTTask
+from bacinfer.tasks.video import open_video, read_video
+from evaluation.conftest import MAX_STEPS, K
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(), parse_constant=pytest.fail)  # no NaN, which JSON does not have
+
+
+@pytest.fixture
+def arguments(checkpoint: Path, tmp_path: Path) -> list[str]:
+    output_dir = tmp_path / "results" / "pusht"
+    return [f"--checkpoint={checkpoint}", f"--output_dir={output_dir}", "--n_test=2", "--latency_calls=3"]
+
+
+@pytest.fixture
+def output_dir(tmp_path: Path) -> Path:
+    return tmp_path / "results" / "pusht"
+
+
+def test_files_of_an_evaluation(
+    arguments: list[str], output_dir: Path, steps_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ["--cache_mode=optimal", f"--optimal_steps_dir={steps_dir}", "--num_caches=3", "--metric=cosine"]
+    assert main([*arguments, *cache, "--skip_video"]) == 0
+    assert sorted(path.name for path in output_dir.iterdir()) == [
+        "benchmark_results.json",
+        "eval_results.json",
+        "fast_eval_log.json",
+    ]
+    results = read(output_dir / "eval_results.json")
+    assert set(results) == {"mean_score", "speedup", "flops", "frequency", "cache_mode", "num_caches", "num_bu_blocks"}
+    assert (results["cache_mode"], results["num_caches"], results["num_bu_blocks"]) == ("optimal", 3, 0)
+
+    log = read(output_dir / "fast_eval_log.json")
+    assert set(log) == {"test/sim_max_reward_100000", "test/sim_max_reward_100001", "test/mean_score"}
+    assert log["test/mean_score"] == results["mean_score"]
+
+    benchmark = read(output_dir / "benchmark_results.json")
+    original, fast = benchmark["original"], benchmark["fast"]
+    assert benchmark["speedup"] == results["speedup"] == original["latency_p50"] / fast["latency_p50"]
+    assert fast["frequency"] == pytest.approx(8 / fast["latency_p50"])
+    assert 0 < benchmark["flops_fraction"] < 1
+    assert fast["flops"] == results["flops"] == benchmark["flops_fraction"] * original["flops"]
+    assert 0 < benchmark["action_error"] < 2
+    assert original["score"]["count"] == fast["score"]["count"] == benchmark["score_difference"]["count"] == 2
+    assert fast["score"]["mean"] == pytest.approx(results["mean_score"])
+    assert benchmark["task"] == "pusht"
+    assert benchmark["num_inference_steps"] == K
+    assert benchmark["settings"]["seed"] == 100_000
+    assert benchmark["hardware"]["batch_size"] == 1
+    assert benchmark["config"]["task"]["env_runner"]["max_steps"] == MAX_STEPS
+
+    printed = capsys.readouterr().out
+    assert "original" in printed
+    assert "optimal" in printed
+    assert "score difference, paired over 2 seeds" in printed
+
+
+def test_original_evaluates_the_plain_policy_alone(arguments: list[str], output_dir: Path) -> None:
+    assert main([*arguments, "--skip_video", "--seed=7"]) == 0
+    results = read(output_dir / "eval_results.json")
+    assert (results["cache_mode"], results["speedup"], results["num_caches"]) == ("original", 1.0, None)
+    benchmark = read(output_dir / "benchmark_results.json")
+    assert benchmark["original"] == benchmark["fast"]
+    assert benchmark["action_error"] == 0
+    assert set(read(output_dir / "fast_eval_log.json")) == {
+        "train/sim_max_reward_7",
+        "train/sim_max_reward_8",
+        "train/mean_score",
+    }
+
+
+def test_videos(arguments: list[str], output_dir: Path) -> None:
+    assert main([*arguments, "--n_test=1", "--cache_mode=threshold", "--num_caches=3"]) == 0
+    assert read(output_dir / "benchmark_results.json")["settings"]["cache_threshold"] == 4
+    assert {str(path.relative_to(output_dir)) for path in output_dir.rglob("*.mp4")} == {
+        "media/original/100000.mp4",
+        "media/fast/100000.mp4",
+        "media/side_by_side.mp4",
+    }
+    frames = list(read_video(output_dir / "media" / "side_by_side.mp4"))
+    assert len(frames) == MAX_STEPS + 1
+    assert frames[0].shape == (384 + 32, 2 * 384, 3)
+
+
+def test_scores_do_not_depend_on_what_ran_before(pusht_policy: Any) -> None:
+    """Plain and cached policy see the same noise: a cache that computes everything changes no score."""
+    torch.manual_seed(12)
+    comparison = compare(
+        pusht_policy,
+        PushTTask(max_steps=MAX_STEPS),
+        [100_000, 100_001],
+        lambda policy: FastDiffusionPolicy.apply_cache(policy, cache_threshold=1),
+        latency_calls=1,
+    )
+    assert comparison.fast.rollout.scores == pytest.approx(comparison.original.rollout.scores, abs=1e-12)
+    assert comparison.fast.action_error(comparison.original) == 0
+    assert comparison.fast.cost.flops == comparison.original.cost.flops
+    assert FastDiffusionPolicy.summary(pusht_policy).mode == "original"
+
+
+def test_a_failing_rollout_leaves_the_policy_plain(pusht_policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("simulator crashed")
+
+    monkeypatch.setattr(PushTTask, "rollout", fail)
+    with pytest.raises(RuntimeError, match="crashed"):
+        compare(pusht_policy, PushTTask(max_steps=8), [1], FastDiffusionPolicy.apply_cache, latency_calls=1)
+    assert FastDiffusionPolicy.summary(pusht_policy).mode == "original"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--n_test=0"], "--n_test 0"),
+        (["--latency_calls=0"], "at least one"),
+        (["--device=warp:9"], "warp:9"),
+        (["--checkpoint=missing.ckpt"], "missing.ckpt"),
+        (["--cache_mode=optimal", "--optimal_steps_dir=nowhere"], "nowhere"),
+        (["--cache_mode=threshold", "--cache_threshold=0"], "0"),
+        (["--seed=-3"], "negative"),
+    ],
+)
+def test_mistakes_are_one_line_on_stderr(
+    arguments: list[str], output_dir: Path, wrong: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--skip_video", *wrong]) == 2
+    last_line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last_line.startswith("error: ")
+    assert message in last_line
+    assert not (output_dir / "eval_results.json").exists()
+
+
+def test_script_runs() -> None:
+    script = REPOSITORY / "scripts" / "eval_fast_diffusion_policy.py"
+    result = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+    assert "--optimal_steps_dir" in result.stdout
+
+
+# -- video and table ---------------------------------------------------------------------------------------------
+
+
+def write_grey(path: Path, levels: list[int], size: int = 64) -> Path:
+    with open_video(path) as video:
+        for level in levels:
+            video.append(np.full((size, size, 3), level, dtype=np.uint8))
+    return path
+
+
+def test_side_by_side_holds_the_last_frame_of_the_shorter(tmp_path: Path) -> None:
+    left = write_grey(tmp_path / "left.mp4", [40, 80])
+    right = write_grey(tmp_path / "right.mp4", [200, 160, 120, 100])
+    frames = list(read_video(side_by_side(tmp_path / "both.mp4", {"plain": left, "cached": right})))
+    assert len(frames) == 4
+    pictures = [frame[-64:] for frame in frames]
+    np.testing.assert_allclose([picture[:, :60].mean() for picture in pictures], [40, 80, 80, 80], atol=5)
+    np.testing.assert_allclose([picture[:, 68:].mean() for picture in pictures], [200, 160, 120, 100], atol=5)
+    assert frames[0][:-64].min() < 100  # the caption's letters
+
+
+def test_side_by_side_of_different_sizes(tmp_path: Path) -> None:
+    left, right = write_grey(tmp_path / "left.mp4", [1]), write_grey(tmp_path / "right.mp4", [1], size=32)
+    with pytest.raises(ValueError, match="differ in size"):
+        side_by_side(tmp_path / "both.mp4", {"a": left, "b": right})
+    with pytest.raises(FileNotFoundError):
+        side_by_side(tmp_path / "both.mp4", {"a": left, "b": tmp_path / "none.mp4"})
+
+
+def test_side_by_side_of_an_episode_that_was_not_filmed(pusht_policy: Any) -> None:
+    rollout = PushTTask(max_steps=8).rollout(pusht_policy, [1])
+    result = Result(Cost(Latency(0.1, 0.1, 1), 80.0, 1), torch.zeros(1, 16, 2), rollout)
+    with pytest.raises(ValueError, match="no video of seed 1 for plain"):
+        write_side_by_side("both.mp4", {"plain": result}, seed=1)
+
+
+def test_table() -> None:
+    assert format_table(["task", "score"], [["pusht", "0.8"], ["a", "-"]]).splitlines() == [
+        "task   score",
+        "-----  -----",
+        "pusht    0.8",
+        "a          -",
+    ]

@@ -1,0 +1,172 @@
+"""Latency, FLOPs, action error and statistics, against what is known by hand."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor, nn
+
+from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
+from bacinfer.evaluation.action_error import normalised_actions, rms_difference
+from bacinfer.evaluation.flops import count_flops
+from bacinfer.evaluation.latency import Latency, actions_per_second, measure_latency
+from bacinfer.evaluation.statistics import estimate_mean, estimate_paired_difference
+from evaluation.conftest import MODEL, K
+from helpers import TinyPolicy, encoder_model
+
+OBS = {"obs": torch.full((1, 2, 20), 250.0)}
+
+
+# -- FLOPs -------------------------------------------------------------------------------------------------------
+
+
+def decoder_flops() -> dict[str, int]:
+    """One forward of the tiny model at batch size 1 by hand: 2 per multiply-add of every matrix product."""
+    T, D, layers = MODEL["horizon"], MODEL["n_emb"], MODEL["n_layer"]
+    S = 1 + MODEL["n_obs_steps"]
+    return {
+        "sa_block": 2 * layers * (T * D * 3 * D + 2 * T * T * D + T * D * D),
+        "mha_block": 2 * layers * (T * D * D + S * D * 2 * D + 2 * T * S * D + T * D * D),
+        "ff_block": 2 * layers * (2 * T * D * 4 * D),
+        "rest": 2 * (T * 2 * D + 2 * 20 * D + S * 2 * D * 4 * D + T * D * 2),
+    }
+
+
+def test_flops_of_the_plain_policy(pusht_policy: Any) -> None:
+    assert count_flops(pusht_policy, OBS) == K * sum(decoder_flops().values())
+
+
+def test_flops_of_a_cached_policy(pusht_policy: Any) -> None:
+    FastDiffusionPolicy.apply_cache(pusht_policy, cache_threshold=5)
+    by_hand = decoder_flops()
+    rest = by_hand.pop("rest")
+    assert count_flops(pusht_policy, OBS) == 2 * sum(by_hand.values()) + K * rest
+
+
+def test_flops_of_fused_encoder_layers_are_seen() -> None:
+    """`nn.TransformerEncoderLayer` in eval mode runs one fused kernel, whose FLOPs no counter sees."""
+    policy = TinyPolicy(encoder_model(num_layers=3))
+    D, T = 16, 2 + 4
+    layer = T * D * 3 * D + 2 * T * T * D + T * D * D + 2 * T * D * 4 * D
+    assert count_flops(policy, {"obs": torch.zeros(1, 2, D)}) == policy.num_inference_steps * 3 * 2 * layer
+
+
+def test_counting_leaves_the_switches_and_the_random_state(pusht_policy: Any) -> None:
+    torch.backends.cuda.enable_flash_sdp(False)
+    state = torch.get_rng_state()
+    try:
+        count_flops(pusht_policy, OBS)
+        assert torch.backends.mha.get_fastpath_enabled()
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- latency -----------------------------------------------------------------------------------------------------
+
+
+class SlowStart:
+    """Each call takes as long as the list says, in milliseconds."""
+
+    n_action_steps = 8
+
+    def __init__(self, milliseconds: list[float]) -> None:
+        self.model = nn.Linear(1, 1)
+        self.milliseconds = milliseconds
+
+    def predict_action(self, obs_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        time.sleep(self.milliseconds.pop(0) / 1e3)
+        return {}
+
+
+def test_latency_leaves_out_the_warm_up() -> None:
+    policy = SlowStart([200, 200, 200] + [2] * 8 + [100] * 2)
+    latency = measure_latency(policy, OBS, num_calls=10)
+    assert policy.milliseconds == []
+    assert latency.num_calls == 10
+    assert 0.002 <= latency.p50 < 0.09
+    assert 0.09 < latency.p95 < 0.19
+
+
+def test_actions_per_second() -> None:
+    assert actions_per_second(SlowStart([]), Latency(p50=0.05, p95=1.0, num_calls=3)) == pytest.approx(160)
+
+
+def test_latency_of_no_calls() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        measure_latency(SlowStart([]), OBS, num_calls=0)
+
+
+# -- action error ------------------------------------------------------------------------------------------------
+
+
+def test_action_error_of_equal_policies_is_zero(pusht_policy: Any) -> None:
+    observations = [OBS, {"obs": torch.full((1, 2, 20), 100.0)}]
+    plain = normalised_actions(pusht_policy, observations)
+    assert plain.shape == (2, 16, 2)
+    assert plain.abs().max() <= 1.5  # normalised, not pixels
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations)) == 0
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations, noise_seed=1)) > 0.01
+    FastDiffusionPolicy.apply_cache(pusht_policy, cache_threshold=1)
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations)) == 0
+    FastDiffusionPolicy.apply_cache(pusht_policy, cache_threshold=5)
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations)) > 1e-4
+
+
+def test_rms_difference() -> None:
+    assert rms_difference(torch.zeros(2, 2), torch.tensor([[3.0, 0.0], [0.0, 4.0]])) == 2.5
+    with pytest.raises(ValueError, match="shapes"):
+        rms_difference(torch.zeros(2, 2), torch.zeros(2))
+
+
+# -- statistics --------------------------------------------------------------------------------------------------
+
+scores = st.lists(st.floats(0, 1), min_size=2, max_size=60)
+
+
+@given(scores)
+def test_mean_is_that_of_scipy(values: list[float]) -> None:
+    estimate = estimate_mean(values)
+    assert estimate.count == len(values)
+    assert estimate.mean == pytest.approx(np.mean(values))
+    assert estimate.standard_error == pytest.approx(stats.sem(values))
+    if np.std(values) > 1e-9:
+        interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert (estimate.low, estimate.high) == pytest.approx((interval.low, interval.high))
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=60))
+def test_paired_difference_is_that_of_scipy(pairs: list[tuple[float, float]]) -> None:
+    before, after = map(list, zip(*pairs, strict=True))
+    estimate = estimate_paired_difference(before, after)
+    assert estimate.mean == pytest.approx(np.mean(after) - np.mean(before), abs=1e-12)
+    if np.std(np.subtract(after, before)) > 1e-9:
+        interval = stats.ttest_rel(after, before).confidence_interval(0.95)
+        assert (estimate.low, estimate.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_estimate_by_hand() -> None:
+    estimate = estimate_mean([1.0, 2.0, 3.0])
+    assert estimate.mean == 2
+    assert estimate.standard_error == pytest.approx(1 / np.sqrt(3))
+    assert estimate.high == pytest.approx(2 + 4.30265 / np.sqrt(3), abs=1e-4)  # t(0.975, 2)
+    assert str(estimate) == "2.000 ± 0.577"
+
+
+def test_too_few_values() -> None:
+    single = estimate_mean([0.5])
+    assert (single.mean, single.standard_error, single.low, single.high) == (0.5, None, None, None)
+    assert str(single) == "0.500"
+    with pytest.raises(ValueError, match="no values"):
+        estimate_mean([])
+    with pytest.raises(ValueError, match="shorter"):
+        estimate_paired_difference([1.0, 2.0], [1.0])
