@@ -20,13 +20,13 @@ def run_command(
 ) -> int:
     """Parses `argv`, runs `command` and returns its exit status.
 
-    What a user can get wrong (ValueError, TypeError, OSError, RuntimeError, ImportError) becomes one line on stderr
+    What a user can get wrong (ValueError, OSError, RuntimeError, ImportError) becomes one line on stderr
     and exit status 2; an interrupt 130.
     """
     args = parser.parse_args(argv)
     try:
         return command(args)
-    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         if args.debug:
             raise
         print(f"error: {error}", file=sys.stderr)

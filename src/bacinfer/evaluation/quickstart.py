@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from bacinfer.analysis import get_optimal_cache_update_steps as analysis
+from bacinfer.analysis.collect_activations import DEFAULT_DEMO, DEFAULT_SEED, file_digest
+from bacinfer.analysis.get_optimal_cache_update_steps import DEFAULT_BUDGETS, Sampling, analyse_policy
 from bacinfer.assets import RunAssets
 from bacinfer.command_options import add_policy_arguments, load_policy_and_config, run_command
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.summary import CacheSummary
-from bacinfer.evaluation.comparison import CALIBRATION_DEMO, NUM_CALIBRATION_OBSERVATIONS, Result, evaluate
+from bacinfer.evaluation.comparison import Result, calibration_observations, evaluate
 from bacinfer.evaluation.evaluate import DEFAULT_FIRST_SEED
 from bacinfer.evaluation.table import format_table
 from bacinfer.evaluation.video import write_side_by_side
@@ -62,11 +63,13 @@ def run(args: argparse.Namespace) -> int:
 
     print(f"1. Find the update steps of {args.checkpoint}", flush=True)
     assets = RunAssets(args.output_dir / task.name / "original")
-    flags = ["-c", str(args.checkpoint), "-o", str(assets.directory.parent), "--metrics", METRIC]
-    analysis.analyse_policy(policy, task, assets, args.checkpoint, analysis.build_parser().parse_args(flags))
+    sampling = Sampling(
+        file_digest(args.checkpoint), policy.num_inference_steps, observations_per_demo=1, random_seed=DEFAULT_SEED
+    )
+    analyse_policy(policy, task, assets, [DEFAULT_DEMO], [METRIC], DEFAULT_BUDGETS, sampling)
 
     print("2. Roll out the plain and the cached policy", flush=True)
-    observations = list(task.observations(policy, CALIBRATION_DEMO, NUM_CALIBRATION_OBSERVATIONS))
+    observations = calibration_observations(policy, task)
     seeds = range(DEFAULT_FIRST_SEED, DEFAULT_FIRST_SEED + args.episodes)
     results: dict[str, Result] = {}
     summaries: dict[str, CacheSummary] = {}
@@ -79,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             seeds,
             observations,
             latency_calls=args.latency_calls,
-            video_dir=args.output_dir / "media" / summaries[name].mode,
+            video_dir=args.output_dir / "media" / name.replace(" ", "_").replace(",", ""),
         )
     FastDiffusionPolicy.remove_cache(policy)
 
@@ -128,7 +131,7 @@ def comparison_table(results: dict[str, Result], summaries: dict[str, CacheSumma
             f"{result.cost.flops / 1e9:.2f}",
             f"{result.cost.latency.p50 * 1e3:.0f} / {result.cost.latency.p95 * 1e3:.0f} ms",
             f"{result.cost.frequency:.1f}",
-            f"{plain.cost.latency.p50 / result.cost.latency.p50:.1f}x",
+            f"{result.speedup(plain):.1f}x",
             str(result.score),
             f"{result.action_error(plain):.3f}",
         ]
