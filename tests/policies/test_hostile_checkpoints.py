@@ -150,6 +150,23 @@ def test_an_interpolation_put_together_from_parts_does_not_run(marker: Path, tmp
         create_policy(checkpoint)
 
 
+@pytest.mark.parametrize("hide", [lambda node: node, lambda node: [node], lambda node: (node,)])
+def test_a_configuration_hidden_inside_a_value_is_found(hide: Callable, marker: Path, tmp_path: Path) -> None:
+    cfg = tiny_config()
+    attack = OmegaConf.create({"_target_": "os.mkdir", "path": str(marker)})
+    cfg.policy.model._content["n_emb"]._val = hide(attack)
+    with pytest.raises(ValueError, match=r"cfg\.policy\.model\.n_emb.* is a (DictConfig|tuple), expected plain data"):
+        load_policy(save(tmp_path / "a.ckpt", cfg=cfg))
+
+
+@pytest.mark.parametrize("content", [3, None, "${name}", "a: b", [1]])
+def test_an_inconsistent_configuration_is_an_error(content: Any, tmp_path: Path) -> None:
+    cfg = tiny_config()
+    cfg.__dict__["_content"] = content
+    with pytest.raises(ValueError, match=r"a\.ckpt"):
+        read_checkpoint(save(tmp_path / "a.ckpt", cfg=cfg))
+
+
 def test_plain_references_are_resolved(tmp_path: Path) -> None:
     cfg = tiny_config()
     cfg.policy.model.n_head = "${n_obs_steps}"

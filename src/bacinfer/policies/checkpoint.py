@@ -96,7 +96,7 @@ def read_checkpoint(path: str | Path, *, trust_checkpoint: bool = False) -> Chec
             f"is {type(state_dicts).__name__}, pickles is {type(pickles).__name__} (expected dict)"
         )
     if not trust_checkpoint:
-        _reject_resolvers(path, cfg)
+        cfg = _plain_config(path, cfg)
     return Checkpoint(path, cfg, state_dicts, pickles, trusted=trust_checkpoint)
 
 
@@ -150,7 +150,10 @@ def acting_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         raise ValueError(f"{checkpoint.path} has no weights {name!r} (training.use_ema={use_ema}); it has {found}")
     halves = (torch.float16, torch.bfloat16)
     weights = checkpoint.state_dicts[name]
-    return {key: value.float() if value.dtype in halves else value for key, value in weights.items()}
+    return {
+        key: value.float() if torch.is_tensor(value) and value.dtype in halves else value
+        for key, value in weights.items()
+    }
 
 
 def _policy_settings(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -162,9 +165,9 @@ def _policy_settings(checkpoint: Checkpoint) -> dict[str, Any]:
         settings: Any = OmegaConf.to_container(policy, resolve=True, throw_on_missing=True)
     except omegaconf.errors.OmegaConfBaseException as error:
         raise ValueError(f"{checkpoint.path}: cfg.policy is incomplete: {error}") from error
-    for key, text in _strings(settings):
-        if "${" in text and not checkpoint.trusted:  # put together from parts, to be evaluated later
-            raise ValueError(f"{checkpoint.path}: cfg.policy.{key} resolves to an interpolation, {text!r}. {_TRUST}")
+    for key, value in _leaves(settings):
+        if isinstance(value, str) and "${" in value and not checkpoint.trusted:  # put together from parts
+            raise ValueError(f"{checkpoint.path}: cfg.policy.{key} resolves to an interpolation, {value!r}. {_TRUST}")
     return settings
 
 
@@ -213,26 +216,39 @@ def _require_torch_archive(path: Path) -> None:
         raise ValueError(f"{path} is a zip archive, but not one of PyTorch: it has no data.pkl")
 
 
-def _reject_resolvers(path: Path, cfg: DictConfig) -> None:
-    """Refuse interpolations that call something: once an ``eval`` resolver is registered, reading one runs code."""
-    for key, text in _strings(OmegaConf.to_container(cfg, resolve=False)):
-        if "${" in _REFERENCE.sub("", text):
+def _plain_config(path: Path, cfg: DictConfig) -> DictConfig:
+    """A configuration with the content of ``cfg``: plain data and references among them, nothing hidden.
+
+    Other interpolations call something: once an ``eval`` resolver is registered, reading one runs code.
+    """
+    try:
+        content = OmegaConf.to_container(cfg, resolve=False)
+    except Exception as error:  # an object put together by a pickle may be inconsistent in any way
+        raise ValueError(f"{path}: cfg cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: cfg is no mapping but {content!r}")
+    for key, value in _leaves(content):
+        if type(value) not in _PLAIN_TYPES:
+            raise ValueError(f"{path}: cfg.{key} is a {type(value).__name__}, expected plain data. {_TRUST}")
+        if isinstance(value, str) and "${" in _REFERENCE.sub("", value):
             raise ValueError(
-                f"{path}: cfg.{key} holds an interpolation that calls something, {text!r}. Save checkpoints with a "
+                f"{path}: cfg.{key} holds an interpolation that calls something, {value!r}. Save checkpoints with a "
                 f"resolved configuration (OmegaConf.resolve), as Diffusion Policy's train.py does. {_TRUST}"
             )
+    return DictConfig(content)
 
 
+_PLAIN_TYPES = (str, bytes, int, float, bool, type(None))
 _REFERENCE = re.compile(r"\$\{[\w.\[\]]+\}")  # to another entry, such as ${task.obs_dim}
 
 
-def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in plain data, with the path to it."""
-    if isinstance(node, str):
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in nested dicts and lists, with the path to it."""
+    if type(node) not in (dict, list):
         yield key, node
-    elif isinstance(node, (dict, list)):
-        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _strings(value, f"{key}.{name}" if key else str(name))
+        return
+    for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+        yield from _leaves(value, f"{key}.{name}" if key else str(name))
 
 
 def _load_data_type(name: str) -> type:
