@@ -34,7 +34,7 @@ def test_a_cache_is_counted_timed_and_compared(
     assert 0 < summary["rms_action_difference"] <= summary["max_action_difference"]  # type: ignore[operator]
     assert summary["cached_seconds"] > 0  # type: ignore[operator]
     actions, start = assets.read_arrays(tmp_path / "actions.npz")
-    assert actions["action"].shape == (1, 4, 2)
+    assert actions["action"].shape == (1, 8, 2)
     assert start["demo_idx"] == 12
     assert "2.0 updates a block in 10 steps" in capsys.readouterr().out
 

@@ -20,7 +20,8 @@ from bacinfer.evaluation.table import format_table
 from bacinfer.evaluation.video import side_by_side, write_side_by_side
 from bacinfer.tasks import PushTTask
 from bacinfer.tasks.video import open_video, read_video
-from evaluation.conftest import MAX_STEPS, K
+from evaluation.conftest import MAX_STEPS
+from tiny_policies import K
 
 REPOSITORY = Path(__file__).parents[2]
 

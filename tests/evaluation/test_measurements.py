@@ -18,8 +18,8 @@ from bacinfer.evaluation.action_error import normalised_actions, rms_difference
 from bacinfer.evaluation.flops import count_flops
 from bacinfer.evaluation.latency import Latency, actions_per_second, measure_latency
 from bacinfer.evaluation.statistics import estimate_mean, estimate_paired_difference
-from evaluation.conftest import MODEL, K
 from helpers import TinyPolicy, encoder_model
+from tiny_policies import K, tiny_config
 
 OBS = {"obs": torch.full((1, 2, 20), 250.0)}
 
@@ -29,8 +29,9 @@ OBS = {"obs": torch.full((1, 2, 20), 250.0)}
 
 def decoder_flops() -> dict[str, int]:
     """One forward of the tiny model at batch size 1 by hand: 2 per multiply-add of every matrix product."""
-    T, D, layers = MODEL["horizon"], MODEL["n_emb"], MODEL["n_layer"]
-    S = 1 + MODEL["n_obs_steps"]
+    model = tiny_config().policy.model
+    T, D, layers = model.horizon, model.n_emb, model.n_layer
+    S = 1 + model.n_obs_steps
     return {
         "sa_block": 2 * layers * (T * D * 3 * D + 2 * T * T * D + T * D * D),
         "mha_block": 2 * layers * (T * D * D + S * D * 2 * D + 2 * T * S * D + T * D * D),

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from variants import VARIANTS, fitted_normalizer, observations, randomise, tiny_config
 
 from bacinfer.policies import Checkpoint, build_policy, diffusion_policy, load_policy, read_checkpoint
 from bacinfer.policies.checkpoint import create_policy, write_checkpoint
 from bacinfer.policies.reference import DiffusionTransformerLowdimPolicy
+from tiny_policies import VARIANTS, fitted_normalizer, observations, randomise, tiny_config
 
 
 def make_policy(cfg: Any) -> Any:

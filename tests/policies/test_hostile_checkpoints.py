@@ -12,10 +12,10 @@ import dill
 import pytest
 import torch
 from omegaconf import OmegaConf
-from variants import fitted_normalizer, tiny_config
 
 from bacinfer.policies import load_policy, read_checkpoint
 from bacinfer.policies.checkpoint import Checkpoint, build_policy, create_policy, write_checkpoint
+from tiny_policies import fitted_normalizer, tiny_config
 
 
 class Call:

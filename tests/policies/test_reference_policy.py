@@ -8,9 +8,9 @@ from diffusers import DDPMScheduler
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from variants import VARIANTS, fitted_normalizer, observations, randomise, tiny_config
 
 from bacinfer.policies.reference import STAND_INS, DiffusionTransformerLowdimPolicy
+from tiny_policies import VARIANTS, fitted_normalizer, observations, randomise, tiny_config
 
 
 def reference_policy(variant: str = "causal", *overrides: str) -> DiffusionTransformerLowdimPolicy:

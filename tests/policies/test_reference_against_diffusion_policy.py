@@ -20,13 +20,13 @@ from diffusion_policy.workspace.train_diffusion_transformer_lowdim_workspace imp
 )
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from variants import VARIANTS, fitted_normalizer, observations, randomise, tiny_config
 
 from bacinfer.policies import diffusion_policy, load_policy, read_checkpoint
 from bacinfer.policies.checkpoint import write_checkpoint
 from bacinfer.policies.reference import STAND_INS, DiffusionTransformerLowdimPolicy, LinearNormalizer
 from bacinfer.training.dataset import sequence_windows
 from bacinfer.training.ema import EMAModel
+from tiny_policies import VARIANTS, fitted_normalizer, observations, randomise, tiny_config
 
 
 def real_policy(cfg: DictConfig) -> Any:

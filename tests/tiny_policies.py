@@ -1,21 +1,25 @@
-"""Tiny policies of every kind that the reference implementation stands in for."""
+"""Tiny Push-T policies of every kind that the reference implementation stands in for, with random weights."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from bacinfer.policies import Checkpoint, write_checkpoint
+from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.reference import LinearNormalizer
 from bacinfer.training.train import read_config
 
+K = 10
 TINY = [
     "policy.model.n_layer=2",
     "policy.model.n_head=2",
     "policy.model.n_emb=16",
-    "policy.noise_scheduler.num_train_timesteps=10",
-    "policy.num_inference_steps=10",
+    f"policy.noise_scheduler.num_train_timesteps={K}",
+    f"policy.num_inference_steps={K}",
 ]
 INPAINTING = ["obs_as_cond=false"]
 
@@ -59,3 +63,15 @@ def fitted_normalizer() -> LinearNormalizer:
 
 def observations(batch: int = 3) -> dict[str, torch.Tensor]:
     return {"obs": 400 * torch.rand(batch, 2, 20, generator=torch.Generator().manual_seed(1))}
+
+
+def write_tiny_checkpoint(path: Path, *overrides: str) -> Path:
+    """A checkpoint of the causal variant; `overrides` are entries of its configuration, ``key=value``."""
+    cfg = tiny_config("causal", *overrides)
+    torch.manual_seed(0)
+    policy = randomise(create_policy(Checkpoint(path, cfg, {})))
+    pixels = {name: (torch.zeros(width), torch.full((width,), 512.0)) for name, width in (("obs", 20), ("action", 2))}
+    policy.set_normalizer(LinearNormalizer.from_ranges(pixels))
+    weights = policy.state_dict()
+    write_checkpoint(path, cfg, {"model": weights, "ema_model": weights}, {})
+    return path
