@@ -61,6 +61,12 @@ def test_results_are_used_again_if_asked_to(checkpoint: Path, capsys: pytest.Cap
     assert "using" in capsys.readouterr().err
 
 
+def test_tasks_without_a_checkpoint_are_no_failure_unless_asked_for(checkpoint: Path) -> None:
+    shutil.copy(checkpoint, trained("pusht", "latest.ckpt"))
+    assert main(["--ph_only", "--num_caches", "3", "--metrics", "l1"]) == 0
+    assert main(["--task", "lift_ph", "--num_caches", "3", "--metrics", "l1"]) == 1
+
+
 def test_groups_are_those_of_the_task_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--lowdim_only"]) == 1
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["block_pushing", "kitchen"]

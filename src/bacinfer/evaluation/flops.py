@@ -17,7 +17,12 @@ def count_flops(policy: Any, obs: dict[str, Tensor]) -> int:
     """Floating-point operations of one `predict_action`: those of its matrix products, 2 per multiply-add.
 
     Masked attention counts in full, elementwise operations not at all.
+
+    Raises:
+        RuntimeError: PyTorch is older than 2.3, where the fused path of attention cannot be switched off.
     """
+    if not hasattr(torch.backends, "mha"):
+        raise RuntimeError(f"counting FLOPs needs PyTorch 2.3 or later, this is {torch.__version__}")
     with seeded_noise(policy, 0), _countable_attention(), FlopCounterMode(display=False) as counter, torch.no_grad():
         policy.predict_action(obs)
     return counter.get_total_flops()

@@ -90,5 +90,5 @@ def _open_zarr(path: Path) -> Any:
     try:
         import zarr
     except ImportError as error:
-        raise RuntimeError(f"reading the folder {path} needs the zarr package: pip install 'zarr<3'") from error
+        raise RuntimeError(f"reading the folder {path} needs the zarr package: pip install 'bacinfer[zarr]'") from error
     return zarr.open(str(path), mode="r")
