@@ -23,7 +23,7 @@ def run_command(
     What a user can get wrong (ValueError, OSError, RuntimeError, ImportError) becomes one line on stderr
     and exit status 2; an interrupt 130.
     """
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     try:
         return command(args)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
