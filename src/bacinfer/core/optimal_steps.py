@@ -93,7 +93,7 @@ def _nothing_found(steps_dir: Path, num_caches: int, metric: str) -> str:
     available = assets.available_steps(steps_dir)
     if available:
         found = ", ".join(f"{name} {number}" for name, number in available)
-        return f"{message}it has those for this policy's or other blocks with (metric, caches) {found}"
+        return f"{message}it has those for {found}"
     if steps_dir.is_dir():
         names = sorted(p.name for p in steps_dir.iterdir())[:5]
         return f"{message}it holds {names or 'nothing'}; expected is assets/<task>/original/optimal_steps/<metric>"
