@@ -21,7 +21,7 @@ HEADER = ["Method", "Steps", "Task", "Seed", "CheckpointType", "SuccessRate", "F
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Commands look for checkpoint/ and assets/ in the current directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -226,9 +226,9 @@ def test_tasks_without_a_checkpoint(evaluation: FakeEvaluation, capsys: pytest.C
 
 
 def test_shipped_checkpoint_stands_in(
-    evaluation: FakeEvaluation, workplace: Path, capsys: pytest.CaptureFixture[str]
+    evaluation: FakeEvaluation, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = workplace / "assets" / "pusht" / "pusht.ckpt"
+    path = workspace / "assets" / "pusht" / "pusht.ckpt"
     path.parent.mkdir(parents=True)
     path.touch()
     assert shipped_checkpoint("pusht") == Path("assets/pusht/pusht.ckpt")
@@ -270,17 +270,17 @@ def test_mistakes_that_argparse_finds(argv: list[str]) -> None:
     assert error.value.code == 2
 
 
-def test_shell_script_end_to_end(workplace: Path, checkpoint: Path) -> None:
+def test_shell_script_end_to_end(workspace: Path, checkpoint: Path) -> None:
     """The real thing, on the small checkpoint: one that works, one that is damaged."""
     add_checkpoint("pusht", 0, "latest.ckpt", source=checkpoint)
     add_checkpoint("pusht", 1, "latest.ckpt")
-    write_tiny_steps(workplace / "assets" / "pusht" / "original" / "optimal_steps" / "cosine", checkpoint)
-    python = workplace / ".venv" / "bin" / "python"  # which the script prefers to the system's
+    write_tiny_steps(workspace / "assets" / "pusht" / "original" / "optimal_steps" / "cosine", checkpoint)
+    python = workspace / ".venv" / "bin" / "python"  # which the script prefers to the system's
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     argv = "--device cpu --steps 3 --metric cosine --seeds 0,1 --num_bu_blocks 0 --checkpoint_type avg --n_test 1"
-    script = shutil.copytree(REPOSITORY / "shell", workplace / "shell") / "main" / "run_bac_all.sh"
+    script = shutil.copytree(REPOSITORY / "shell", workspace / "shell") / "main" / "run_bac_all.sh"
     command = ["bash", script, *argv.split(), "--output_dir=out"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
