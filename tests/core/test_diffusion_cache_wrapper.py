@@ -96,6 +96,16 @@ def test_bubbling_union_selects_from_residuals_where_no_selection_is_stored(
     assert summary(optimal(policy, run, num_bu_blocks=3)).schedule.update_steps == expected.update_steps
 
 
+def test_bubbling_union_selects_from_stored_errors(policy: TinyPolicy, run: assets.RunAssets) -> None:
+    errors = {key: float(i % 4) for i, key in enumerate(KEYS)}
+    assets.write_pickle(run.block_errors, errors)
+    own = CacheSchedule(10, {b.key: ACS[b.module_name] for b in BLOCKS})
+    expected = bubbling_union(own, list(select_blocks(errors, 4))).with_last_step()
+    assert summary(optimal(policy, run, num_bu_blocks=4)).schedule.update_steps == expected.update_steps
+    with pytest.raises(ValueError, match=r"num_bu_blocks must be in 1\.\.9"):
+        optimal(policy, run, num_bu_blocks=10)
+
+
 def test_schedule_is_run_as_it_is(policy: TinyPolicy) -> None:
     schedule = CacheSchedule(10, {KEYS[0]: (0, 4)} | {k: tuple(range(10)) for k in KEYS[1:]})
     figures = summary(apply_cache(policy, schedule=schedule))

@@ -13,6 +13,7 @@ from bacinfer import assets
 from bacinfer.analysis.recorded import block_key, contents
 from bacinfer.command_options import add_debug_argument, run_command
 from bacinfer.core.bubbling import bubbling_union, split_block_key
+from bacinfer.core.optimal_steps import stored_selection
 from bacinfer.core.schedule import CacheSchedule
 
 BACINFER_NUM_STEPS = 100  # K of its policies; its steps files do not record it
@@ -48,10 +49,11 @@ def applied_schedule(run: assets.RunAssets, schedule: CacheSchedule, num_bu_bloc
         FileNotFoundError: if no such selection of blocks is there; lists what is.
     """
     if num_bu_blocks:
-        path = run.selected_blocks(num_bu_blocks)
-        if not path.is_file():
+        selected = stored_selection(run, num_bu_blocks)
+        if selected is None:
+            path = run.selected_blocks(num_bu_blocks)
             raise FileNotFoundError(f"no {path.name} in {path.parent}, which {contents(path.parent)}")
-        schedule = bubbling_union(schedule, assets.read_block_errors(path))
+        schedule = bubbling_union(schedule, selected)
     return schedule.with_last_step()
 
 

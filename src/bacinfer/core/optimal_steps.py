@@ -66,26 +66,40 @@ def selected_blocks(blocks: Sequence[Block], steps_dir: str | Path, num_blocks: 
         FileNotFoundError: if neither the selection nor residuals are there.
     """
     run = assets.RunAssets.of_steps_dir(steps_dir)
-    path = run.selected_blocks(num_blocks)
-    if path.is_file():
-        selected = assets.read_block_errors(path)
-        if len(selected) != num_blocks:
-            raise ValueError(f"{path}: expected {num_blocks} blocks, found {len(selected)}")
-    else:
+    selected = stored_selection(run, num_blocks)
+    if selected is None:
         keys = {block.module_name: block.key for block in blocks}
         try:
             residuals = assets.read_activations(run.activations)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"bubbling union needs {path}, or residuals to select the blocks from, and neither is there: {error}"
+                f"bubbling union needs {run.selected_blocks(num_blocks)}, or residuals to select the blocks from, and "
+                f"neither is there: {error}"
             ) from error
         # BACInfer records outputs of other modules as well.
         errors = {keys[m]: block_error(torch.from_numpy(r)) for m, r in residuals.items() if m in keys}
         selected = select_blocks(errors, num_blocks)
     unknown = set(selected) - {block.key for block in blocks}
     if unknown:
-        raise ValueError(f"{path} selects blocks that the policy does not have: {sorted(unknown)}")
+        raise ValueError(f"{run.directory} selects blocks that the policy does not have: {sorted(unknown)}")
     return selected
+
+
+def stored_selection(run: assets.RunAssets, num_blocks: int) -> dict[str, float] | None:
+    """The blocks that bubbling union extends as the analysis left them, selected or with all errors; None if neither.
+
+    Raises:
+        ValueError: if a file is damaged or holds another number of blocks, or there are not so many blocks.
+    """
+    path = run.selected_blocks(num_blocks)
+    if path.is_file():
+        selected = assets.read_block_errors(path)
+        if len(selected) != num_blocks:
+            raise ValueError(f"{path}: expected {num_blocks} blocks, found {len(selected)}")
+        return selected
+    if run.block_errors.is_file():
+        return select_blocks(assets.read_block_errors(run.block_errors), num_blocks)
+    return None
 
 
 def _nothing_found(steps_dir: Path, num_caches: int, metric: str) -> str:
