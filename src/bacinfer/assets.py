@@ -111,8 +111,8 @@ def write_steps(
         "num_steps": len(steps),
         "num_inference_steps": num_inference_steps,
     }
-    _write_text(path.with_suffix(".json"), json.dumps(description) + "\n")
-    _write_text(path.with_suffix(".txt"), " ".join(map(str, steps)) + "\n")
+    write_text(path.with_suffix(".json"), json.dumps(description) + "\n")
+    write_text(path.with_suffix(".txt"), " ".join(map(str, steps)) + "\n")
     write_pickle(path, steps)
     return path
 
@@ -268,9 +268,14 @@ def read_pickle(path: str | Path) -> Any:
         raise ValueError(f"{path} is damaged or no pickle ({type(error).__name__}: {error})") from error
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(text)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes data that JSON can hold, for people to read as well."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def _describe(data: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -114,8 +113,7 @@ def run(args: argparse.Namespace) -> int:
     actions = {name: tensor.cpu().numpy() for name, tensor in cached[0].items()}
     start = {"checkpoint": str(args.checkpoint), "demo_idx": args.demo_idx, "random_seed": args.random_seed}
     assets.write_arrays(args.output_dir / "actions.npz", actions, start)
-    with assets.atomic_write(args.output_dir / "summary.json") as temporary:
-        temporary.write_text(json.dumps({**start, **asdict(comparison)}, indent=1) + "\n")
+    assets.write_json(args.output_dir / "summary.json", {**start, **asdict(comparison)})
     print(f"action {list(cached[0]['action'].shape)}:\n{cached[0]['action'].cpu().numpy()}")
     print(f"{comparison}\nwritten to {args.output_dir}: actions.npz, summary.json")
     return 0

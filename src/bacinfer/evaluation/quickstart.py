@@ -16,7 +16,7 @@ import torch
 
 from bacinfer.analysis.collect_activations import DEFAULT_DEMO, DEFAULT_SEED, file_digest
 from bacinfer.analysis.get_optimal_cache_update_steps import DEFAULT_BUDGETS, Sampling, analyse_policy
-from bacinfer.assets import RunAssets
+from bacinfer.assets import RunAssets, write_text
 from bacinfer.command_options import add_policy_arguments, load_policy_and_config, run_command
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.summary import CacheSummary
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
     plain, *_, bac = results
     video = write_side_by_side(args.output_dir / "side_by_side.mp4", {n: results[n] for n in (plain, bac)}, seeds[0])
-    (args.output_dir / "schedule.txt").write_text(f"{summaries[bac].schedule}\n")
+    write_text(args.output_dir / "schedule.txt", f"{summaries[bac].schedule}\n")
     print(f"\n{summaries[bac]}\n")
     print(comparison_table(results, summaries))
     print(

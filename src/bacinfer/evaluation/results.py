@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from bacinfer.assets import atomic_write
+from bacinfer.assets import write_json
 from bacinfer.command_options import DEFAULT_NUM_CACHES, cache_threshold
 from bacinfer.evaluation.comparison import Comparison, Result
 from bacinfer.evaluation.statistics import Estimate
@@ -115,11 +114,6 @@ def format_results(comparison: Comparison, cache_mode: str) -> str:
                 f"95 % interval [{difference.low:+.3f}, {difference.high:+.3f}]"
             )
     return "\n".join(lines)
-
-
-def write_json(path: Path, data: Any) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2) + "\n")
 
 
 def _result(result: Result) -> dict[str, Any]:

@@ -18,8 +18,7 @@ class TrainingLog:
         if resume_step > 0 and path.exists():
             lines = map(json.loads, path.read_text().splitlines())
             self.entries = [entry for entry in lines if entry["global_step"] <= resume_step]
-        with assets.atomic_write(path) as temporary:
-            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
+        assets.write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
 
     def add(self, **entry: Any) -> None:
         self.entries.append(entry)
