@@ -25,7 +25,7 @@ from bacinfer.core.engines.fused.denoiser import read_denoiser
 from bacinfer.core.engines.fused.native import NativeProgram
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError
 from bacinfer.core.engines.fused.program import Program
-from bacinfer.core.engines.fused.program_cache import ProgramCache, Runner
+from bacinfer.core.engines.fused.program_cache import ProgramCache, Runner, run
 from bacinfer.core.engines.fused.sampler import read_sampler
 from bacinfer.core.engines.patching import Patch
 from bacinfer.core.schedule import CacheSchedule
@@ -90,8 +90,7 @@ class FusedEngine(EagerEngine):
             except UnsupportedPolicyError as error:
                 reason = error
             else:
-                with torch.autocast(call.given.device.type, enabled=False):
-                    sample = runner.sample(call)
+                sample = run(runner, call)
                 scheduler, K = self.policy.noise_scheduler, self.trajectory.num_inference_steps
                 if scheduler.num_inference_steps != K:
                     scheduler.set_timesteps(K)  # as the loop would leave it

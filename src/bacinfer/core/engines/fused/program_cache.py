@@ -108,11 +108,17 @@ class ProgramCache:
         if dtype not in self._constants:
             self._compare_with(policy, plain, call, dtype)
             self._constants[dtype] = self._prepare(policy, self.schedule, dtype)
-        return self.make_runner(Program(self._constants[dtype], call))
+        return self._runner_of(self._constants[dtype], call)
+
+    def _runner_of(self, constants: Constants, call: SamplingCall) -> Runner:
+        with _no_autocast(call.given.device):
+            return self.make_runner(Program(constants, call))
 
     def _prepare(self, policy: Any, schedule: CacheSchedule, dtype: torch.dtype) -> Constants:
         sampler = read_sampler(copy.deepcopy(policy.noise_scheduler), schedule.num_inference_steps)
-        return Constants(read_denoiser(policy.model, self.blocks), schedule, sampler, dtype)
+        denoiser = read_denoiser(policy.model, self.blocks)
+        with _no_autocast(policy.model.pos_emb.device):
+            return Constants(denoiser, schedule, sampler, dtype)
 
     def _compare_with(
         self, policy: Any, plain: Callable[[SamplingCall], Tensor], call: SamplingCall, dtype: torch.dtype
@@ -134,7 +140,7 @@ class ProgramCache:
         finally:
             policy.num_inference_steps = K
         generator.manual_seed(0)
-        found = self.make_runner(Program(self._prepare(policy, everything, dtype), call)).sample(call)
+        found = run(self._runner_of(self._prepare(policy, everything, dtype), call), call)
         difference = (found - expected).abs().max().item()
         bound = torch.finfo(dtype).eps ** 0.5 * max(1.0, expected.abs().max().item())
         if not difference <= bound:
@@ -142,6 +148,16 @@ class ProgramCache:
                 f"its sampling computes something else than the program made of it: after {steps} steps they differ "
                 f"by {difference:.2g}, where {bound:.2g} was expected at most"
             )
+
+
+def run(runner: Runner, call: SamplingCall) -> Tensor:
+    """What a program makes of a call; its dtypes are its own, whatever autocast says."""
+    with _no_autocast(call.given.device):
+        return runner.sample(call)
+
+
+def _no_autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)
 
 
 def dtype_of_products(model: Any) -> torch.dtype:
