@@ -27,6 +27,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 TABLE_FILE = "results_table.csv"
 
@@ -95,6 +96,8 @@ class Row:
     sub_scores: str | None
     num_failed: int
     action_error: float
+    action_error_low: float | None
+    action_error_high: float | None
     noise_error: float
     latency_p50: float
     latency_p95: float
@@ -175,8 +178,16 @@ class ResultsTable:
         """Inside, no other process works on this configuration; the lock of a process that died is free."""
         locks = self.path.parent / ".locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{key}.lock"):
+        lock = FileLock(locks / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for another process that evaluates this already ({lock.lock_file})", file=sys.stderr)
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def _parse(self, line: list[str], number: int) -> Row:
         if len(line) != len(_HEADER):
