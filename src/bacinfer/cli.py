@@ -33,6 +33,7 @@ SUBCOMMANDS = {
         "bacinfer.evaluation.compare", "evaluate a set of methods, caches and DDIM, and draw the Pareto picture"
     ),
     "batch": Subcommand("bacinfer.evaluation.batch", "evaluate many tasks, seeds and checkpoints, into one CSV"),
+    "sweep": Subcommand("bacinfer.evaluation.sweep", "evaluate all combinations of settings, also on a cluster"),
     "train": Subcommand("bacinfer.training.train", "train the Push-T policy on its demonstrations"),
     "demo": Subcommand("bacinfer.evaluation.quickstart", "the quick start: analyse, schedule, roll out, compare"),
 }

@@ -11,7 +11,7 @@ from bacinfer.assets import write_text
 from bacinfer.command_options import add_policy_arguments, run_command
 from bacinfer.evaluation.experiment import Experiment, check, run_all
 from bacinfer.evaluation.methods import GRAMMAR, PLAIN, parse_methods
-from bacinfer.evaluation.options import add_episode_arguments, episode_settings, report_failures
+from bacinfer.evaluation.options import add_episode_arguments, add_seed_arguments, episode_settings, report_failures
 from bacinfer.evaluation.pareto import plot_pareto
 from bacinfer.evaluation.table import format_methods
 
@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--film", action="store_true", help="film the first episode of what is evaluated")
     add_episode_arguments(parser)
+    add_seed_arguments(parser)
     return parser
 
 
@@ -52,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
     if args.assets_dir is not None and not Path(args.assets_dir).is_dir():
         raise FileNotFoundError(f"no directory {args.assets_dir}: --assets_dir is one such as assets/pusht/original")
     methods = dict.fromkeys([PLAIN, *parse_methods(args.methods)])
-    settings = episode_settings(args) | {"checkpoint": args.checkpoint, "trust_checkpoint": args.trust_checkpoint}
+    settings = episode_settings(args)
     experiments = [Experiment(method=method, assets_dir=args.assets_dir, **settings) for method in methods]
     for experiment in experiments:  # mistakes show before anything slow
         check(experiment, args.output_dir)
 
-    outcomes = list(run_all(experiments, args.output_dir, film=args.film, force=args.force))
+    outcomes = run_all(experiments, args.output_dir, film=args.film, force=args.force, debug=args.debug)
     rows = [outcome.row for outcome in outcomes if outcome.row is not None]
     if rows:
         print(format_methods(rows))

@@ -6,17 +6,22 @@ The command behind ``bacinfer eval`` and ``scripts/eval_fast_diffusion_policy.py
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bacinfer.assets import RunAssets, atomic_write
+from bacinfer.assets import RunAssets
 from bacinfer.command_options import add_cache_arguments, add_policy_arguments, run_command
 from bacinfer.evaluation.experiment import Experiment, check, run_all
 from bacinfer.evaluation.methods import PLAIN, parse_methods
-from bacinfer.evaluation.options import add_episode_arguments, cache_method, episode_settings, report_failures
-from bacinfer.evaluation.results import BENCHMARK_FILE, LOG_FILE, RESULTS_FILE
+from bacinfer.evaluation.options import (
+    add_episode_arguments,
+    add_seed_arguments,
+    cache_method,
+    episode_settings,
+    report_failures,
+)
+from bacinfer.evaluation.results import copy_results
 from bacinfer.evaluation.table import format_methods
 from bacinfer.evaluation.video import write_side_by_side
 
@@ -29,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_policy_arguments(parser)
     parser.add_argument("-o", "--output_dir", required=True, metavar="OUT", help="where the results are written")
     add_episode_arguments(parser)
+    add_seed_arguments(parser)
     parser.add_argument("--skip_video", action="store_true", help="film no episode")
     parser.add_argument(
         "--baselines",
@@ -46,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     baselines = parse_methods(args.baselines) if args.baselines else []
     steps_dir = args.optimal_steps_dir
     assets_dir = str(RunAssets.of_steps_dir(steps_dir).directory) if steps_dir else None
-    settings = episode_settings(args) | {"checkpoint": args.checkpoint, "trust_checkpoint": args.trust_checkpoint}
+    settings = episode_settings(args)
     experiments = {
         each: Experiment(method=each, assets_dir=assets_dir, **settings) for each in (PLAIN, method, *baselines)
     }
@@ -55,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     for experiment in experiments.values():  # mistakes show before anything slow
         check(experiment, output_dir)
 
-    outcomes = list(run_all(list(experiments.values()), output_dir, film=film, force=args.force))
+    outcomes = run_all(list(experiments.values()), output_dir, film=film, force=args.force, debug=args.debug)
     rows = {outcome.experiment.method: outcome.row for outcome in outcomes if outcome.row is not None}
     if method in rows:
         copy_results(output_dir / rows[method].directory, output_dir)
@@ -65,13 +71,6 @@ def run(args: argparse.Namespace) -> int:
     if film and method != PLAIN and {PLAIN, method} <= rows.keys():
         write_side_by_side(output_dir / "media" / "side_by_side.mp4", output_dir, [rows[PLAIN], rows[method]])
     return report_failures(outcomes)
-
-
-def copy_results(run_dir: Path, directory: Path) -> None:
-    """Copies the files of a run that result tables are made of; the summary last."""
-    for name in (BENCHMARK_FILE, LOG_FILE, RESULTS_FILE):
-        with atomic_write(directory / name) as temporary:
-            shutil.copyfile(run_dir / name, temporary)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

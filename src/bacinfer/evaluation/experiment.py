@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -181,21 +182,34 @@ def run(experiment: Experiment, results_dir: str | Path, *, film: bool = False, 
 
 
 def run_all(
-    experiments: Sequence[Experiment], results_dir: str | Path, *, film: bool = False, force: bool = False
-) -> Iterator[Outcome]:
-    """Runs one experiment after the other (see `run`); what fails does not stop the others."""
+    experiments: Sequence[Experiment],
+    results_dir: str | Path,
+    *,
+    film: bool = False,
+    force: bool = False,
+    debug: bool = False,
+) -> list[Outcome]:
+    """Runs one experiment after the other, see `attempt`."""
+    outcomes = []
     for number, experiment in enumerate(experiments, start=1):
-        kept = False
-        try:
-            kept = not force and find_row(experiment, results_dir) is not None
-            row = run(experiment, results_dir, film=film, force=force)
-            outcome = Outcome(experiment, "kept" if kept else "evaluated", row)
-        except Exception as error:  # whatever it is, the others go on
-            outcome = Outcome(experiment, "failed", detail=str(error) or repr(error))
-        name = f"{experiment.method.label} on {experiment.checkpoint}"
-        detail = f": {outcome.detail}" if outcome.detail else ""
-        print(f"[{number}/{len(experiments)}] {name} {outcome.status}{detail}", file=sys.stderr, flush=True)
-        yield outcome
+        print(f"[{number}/{len(experiments)}] {experiment.method.label} on {experiment.checkpoint}", file=sys.stderr)
+        outcomes.append(attempt(experiment, results_dir, film=film, force=force, debug=debug))
+        print(f"  {outcomes[-1].status} {outcomes[-1].detail}".rstrip(), file=sys.stderr, flush=True)
+    return outcomes
+
+
+def attempt(
+    experiment: Experiment, results_dir: str | Path, *, film: bool = False, force: bool = False, debug: bool = False
+) -> Outcome:
+    """Runs an experiment (see `run`); a failure, whatever it is, is an outcome as well, so that others can go on."""
+    try:
+        kept = not force and find_row(experiment, results_dir) is not None
+        row = run(experiment, results_dir, film=film, force=force)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return Outcome(experiment, "failed", detail=str(error) or repr(error))
+    return Outcome(experiment, "kept" if kept else "evaluated", row)
 
 
 def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Path, film: bool) -> Row:
@@ -204,7 +218,6 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
     method = experiment.method
     source = experiment.schedule_source(results_dir)
     directory = results_dir / "runs" / f"{re.sub(r'[^a-z0-9]+', '-', method.spec)}-{experiment.key}"
-    print(f"evaluating {method.label} on {experiment.checkpoint}", file=sys.stderr, flush=True)
 
     observations = calibration_observations(policy, task) if plain is None else plain.observations
     result = evaluate(

@@ -18,22 +18,13 @@ from bacinfer.evaluation.methods import PLAIN, Method
 
 
 def add_episode_arguments(parser: argparse.ArgumentParser) -> None:
-    """--n_test, --seed, --noise_seed, --n_envs, --latency_calls and --force."""
+    """--n_test, --n_envs, --latency_calls and --force."""
     parser.add_argument(
         "--n_test",
         type=int,
         default=DEFAULT_EPISODES,
         metavar="N",
         help="episodes of each method (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=DEFAULT_FIRST_SEED,
-        help="first test seed; the others follow (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--noise_seed", type=int, default=0, metavar="SEED", help="seed of the sampling noise (default: %(default)s)"
     )
     parser.add_argument(
         "--n_envs", type=int, metavar="N", help="environments that run at once (default: the task's own number)"
@@ -48,9 +39,22 @@ def add_episode_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="evaluate again what has a result already")
 
 
+def add_seed_arguments(parser: argparse.ArgumentParser) -> None:
+    """--seed and --noise_seed."""
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=DEFAULT_FIRST_SEED,
+        help="first test seed; the others follow (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--noise_seed", type=int, default=0, metavar="SEED", help="seed of the sampling noise (default: %(default)s)"
+    )
+
+
 def episode_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `Experiment` from the flags of `add_episode_arguments` and --device."""
-    names = ("n_test", "noise_seed", "n_envs", "latency_calls", "device")
+    """Arguments of `Experiment` from the flags of the two above, and from those of `add_policy_arguments`."""
+    names = ("checkpoint", "device", "trust_checkpoint", "n_test", "n_envs", "latency_calls", "noise_seed")
     return {"first_seed": args.seed, **{name: getattr(args, name) for name in names}}
 
 

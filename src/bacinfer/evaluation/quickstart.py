@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         )
         for method in METHODS
     ]
-    outcomes = list(run_all(experiments, args.output_dir, film=True))
+    outcomes = run_all(experiments, args.output_dir, film=True, debug=args.debug)
     rows = [outcome.row for outcome in outcomes if outcome.row is not None]
     if len(rows) < len(outcomes):
         return report_failures(outcomes)

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -16,7 +17,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from bacinfer.assets import read_arrays, write_arrays, write_json, write_text
+from bacinfer.assets import atomic_write, read_arrays, write_arrays, write_json, write_text
 from bacinfer.evaluation.comparison import Cost, Result
 from bacinfer.evaluation.latency import Latency, actions_per_second
 from bacinfer.evaluation.methods import parse_method
@@ -114,6 +115,13 @@ def _settings(row: Row) -> dict[str, Any]:
         "num_bu_blocks": row.num_bu_blocks or 0,
         "edit_steps": method.steps,
     }
+
+
+def copy_results(run_dir: Path, directory: Path) -> None:
+    """Copies the files of a run that result tables are made of; the summary last."""
+    for name in (BENCHMARK_FILE, LOG_FILE, RESULTS_FILE):
+        with atomic_write(directory / name) as temporary:
+            shutil.copyfile(run_dir / name, temporary)
 
 
 def write_plain_result(directory: Path, plain: PlainResult) -> None:

@@ -31,7 +31,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, markdo
 
 METHOD_HEADER = [
     *("method", "updates/block", "score ± s.e.", "difference to plain", "action error"),
-    *("GFLOPs", "latency p50 / p95 / p99", "actions/s", "speedup", "peak memory"),
+    *("GFLOPs", "latency p50 / p95 / p99", "actions/s", "speedup", "peak memory", "rollout: policy + rest"),
 ]
 
 
@@ -54,6 +54,7 @@ def method_cells(row: Row) -> list[str]:
         f"{row.actions_per_second:.1f}",
         f"{row.speedup:.2f}x",
         "-" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f} MB",
+        f"{row.policy_seconds:.1f} + {row.env_seconds:.1f} s",
     ]
 
 
