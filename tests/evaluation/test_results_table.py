@@ -11,17 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bacinfer.evaluation.results_table import _TYPES, ResultsTable, Row
-
-_VALUES: dict[Any, Any] = {str: "text", int: 3, float: 0.25}
-
-
-def make_row(key: str = "a", **values: Any) -> Row:
-    defaults = {
-        name: next((value for kind, value in _VALUES.items() if kind is wanted), None)
-        for name, wanted in _TYPES.items()
-    }
-    return Row(**{**defaults, "key": key, **values})
+from bacinfer.evaluation.results_table import ResultsTable
+from evaluation.conftest import make_row
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)

@@ -55,9 +55,7 @@ def run(args: argparse.Namespace) -> int:
     methods = dict.fromkeys([PLAIN, *parse_methods(args.methods)])
     settings = episode_settings(args)
     experiments = [Experiment(method=method, assets_dir=args.assets_dir, **settings) for method in methods]
-    for experiment in experiments:  # mistakes show before anything slow
-        check(experiment, args.output_dir)
-
+    check(experiments, args.output_dir)
     outcomes = run_all(experiments, args.output_dir, film=args.film, force=args.force, debug=args.debug)
     rows = [outcome.row for outcome in outcomes if outcome.row is not None]
     if rows:

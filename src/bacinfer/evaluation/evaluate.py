@@ -58,9 +58,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if method.cache == "bac" and steps_dir:
         experiments[method] = Experiment(method=method, optimal_steps_dir=steps_dir, **settings)
-    for experiment in experiments.values():  # mistakes show before anything slow
-        check(experiment, output_dir)
-
+    check(experiments.values(), output_dir)
     outcomes = run_all(list(experiments.values()), output_dir, film=film, force=args.force, debug=args.debug)
     rows = {outcome.experiment.method: outcome.row for outcome in outcomes if outcome.row is not None}
     if method in rows:

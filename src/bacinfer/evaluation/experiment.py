@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -139,14 +139,16 @@ def find_row(experiment: Experiment, results_dir: str | Path) -> Row | None:
     return row if row is not None and (Path(results_dir) / row.directory / RESULTS_FILE).is_file() else None
 
 
-def check(experiment: Experiment, results_dir: str | Path) -> None:
-    """Loads the policy and makes the schedule: mistakes show before anything slow.
+def check(experiments: Iterable[Experiment], results_dir: str | Path) -> None:
+    """Loads the policies, makes the schedules and opens the results: mistakes show before anything slow.
 
     Raises:
-        ValueError, FileNotFoundError, RuntimeError: as `run`.
+        OSError: the results cannot be written; and what `run` raises.
     """
-    policy, task, _ = _load(experiment)
-    prepare(policy, task, experiment.method, experiment.schedule_source(Path(results_dir)))
+    for experiment in experiments:
+        policy, task, _ = _load(experiment)
+        prepare(policy, task, experiment.method, experiment.schedule_source(Path(results_dir)))
+    ResultsTable(results_dir).check()
 
 
 def run(experiment: Experiment, results_dir: str | Path, *, film: bool = False, force: bool = False) -> Row:
@@ -171,7 +173,7 @@ def run(experiment: Experiment, results_dir: str | Path, *, film: bool = False, 
         row = find_row(experiment, results_dir)
         if row is not None and not force:
             return row
-        check(experiment, results_dir)
+        check([experiment], results_dir)
         plain = None
         if experiment.method != PLAIN:
             plain_row = run(replace(experiment, method=PLAIN), results_dir, film=film)

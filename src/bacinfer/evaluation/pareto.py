@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bacinfer.assets import atomic_write
 from bacinfer.evaluation.results_table import Row
@@ -35,7 +36,15 @@ def plot_pareto(rows: Sequence[Row], path: Path) -> list[Path]:
         for axes, (cost, (_, unit)) in zip(line, _COSTS.items(), strict=True):
             _plot(axes, rows, cost, unit, quality)
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.margins(x=0.12)
             axes.grid(alpha=0.3)
+    scores = [row.score for row in rows if row.score is not None]
+    if scores and min(scores) >= 0 and max(scores) <= 1:
+        low, high = panels[0, 0].get_ylim()
+        panels[0, 0].set_ylim(max(low, -0.02), min(high, 1.02))
     for axes, (label, _) in zip(panels[1], _COSTS.values(), strict=True):
         axes.set_xlabel(label)
         axes.axhline(first.noise_error, color="grey", linestyle=":", linewidth=1)

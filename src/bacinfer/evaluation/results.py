@@ -149,8 +149,9 @@ def read_plain_result(directory: Path, device: str | torch.device = "cpu") -> Pl
         measured = benchmark["fast"]
         latency = Latency(*(measured[f"latency_{name}"] for name in ("p50", "p95", "p99", "calls")))
         cost = Cost(latency, measured["frequency"], measured["flops"], measured["peak_memory"])
+        log = json.loads((directory / LOG_FILE).read_text())
         rollout = Rollout(
-            log=json.loads((directory / LOG_FILE).read_text()),
+            log={key: value for key, value in log.items() if value is not None},  # (what was not finite)
             policy_seconds=[measured["rollout_policy_seconds"]],
             env_seconds=measured["rollout_env_seconds"],
         )

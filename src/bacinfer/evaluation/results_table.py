@@ -155,15 +155,24 @@ class ResultsTable:
         """The row of a configuration, if it was run."""
         return next((row for row in self.rows() if row.key == key), None)
 
+    def check(self) -> None:
+        """Makes the directory if need be.
+
+        Raises:
+            OSError: the table cannot be written.
+            ValueError: as `rows`.
+        """
+        with self._locked():
+            self.rows()
+
     def append(self, row: Row) -> None:
         """Adds a row, at once and for good: it is on the disk when this returns.
 
         Raises:
             ValueError: as `rows`.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = _line([_write(value) for value in astuple(row)])
-        with FileLock(f"{self.path}.lock"):
+        with self._locked():
             self.rows()  # nothing is added to a file that cannot be read
             with self.path.open("a+b") as file:
                 file.seek(0)
@@ -188,6 +197,12 @@ class ResultsTable:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self.path}.lock"):
+            yield
 
     def _parse(self, line: list[str], number: int) -> Row:
         if len(line) != len(_HEADER):
