@@ -257,7 +257,9 @@ def test_changes_after_apply_cache_are_noticed(change: Any) -> None:
 def test_batches_may_change_between_calls() -> None:
     policy = apply_cache(make_policy(), cache_threshold=3, engine="fused")
     for batch in (2, 5, 1, 3, 4, 6, 2):  # more than are kept
-        assert_close(act(policy, batch), act_with(remove_cache(copy.deepcopy(policy)), "eager", batch, cache_threshold=3))
+        assert_close(
+            act(policy, batch), act_with(remove_cache(copy.deepcopy(policy)), "eager", batch, cache_threshold=3)
+        )
     summary = FastDiffusionPolicy.summary(policy)
     assert summary.buffer_bytes > 0
 
@@ -517,5 +519,3 @@ def test_original_with_a_fused_engine_is_a_lossless_mode() -> None:
     assert (summary.mode, summary.engine, summary.flops_fraction) == ("original", "fused", 1.0)
     apply_cache(policy, cache_mode="original")  # the plain policy, as ever
     assert FastDiffusionPolicy.summary(policy).engine is None
-
-

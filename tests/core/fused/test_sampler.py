@@ -20,7 +20,9 @@ PREDICTIONS = ("epsilon", "sample", "v_prediction")
     ids=str,
 )
 @pytest.mark.parametrize("K", [100, 16, 1])
-def test_every_step_is_that_of_diffusers(kind: str, variance: dict, prediction_type: str, settings: dict, K: int) -> None:  # type: ignore[type-arg]
+def test_every_step_is_that_of_diffusers(
+    kind: str, variance: dict, prediction_type: str, settings: dict, K: int
+) -> None:  # type: ignore[type-arg]
     scheduler = make_scheduler(kind, 100, prediction_type=prediction_type, **variance, **settings)
     sampler = read_sampler(scheduler, K)
     assert sampler.timesteps == tuple(int(t) for t in scheduler.timesteps)

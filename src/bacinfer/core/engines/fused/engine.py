@@ -7,6 +7,7 @@ policies. All else is the eager engine's: a loop of the user's own, observers, c
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
@@ -66,7 +67,7 @@ class FusedEngine(EagerEngine):
             return NativeProgram(program)
         except NativeUnavailableError as error:
             if program.device.type == "cpu":
-                logger.warning("no compiled code: %s; the program runs from Python", error)
+                _warn_once(f"programs run from Python, which is slower than compiled code: {error}")
             return program
 
     def _check_device(self, device: torch.device) -> None:
@@ -168,6 +169,11 @@ class _Sampling(Patch):
         return self.original(
             call.given, call.is_given, cond=call.condition, generator=call.generator, **call.step_arguments
         )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 @contextmanager
