@@ -80,14 +80,15 @@ def commit_cut_off(root: Path, episodes: Sequence[Frames], moves: int) -> Path:
             count += 1
         replace(source, target)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", replace_until)
-        commit(root, episodes)
+        with pytest.raises(KeyboardInterrupt):
+            commit(root, episodes)
     return left_behind
 
 
 def read_dataset(root: Path) -> list[Frames]:
-    """The episodes that count, each frame with its task and decoded camera image; checks how the tables fit together."""
+    """The episodes that count, each frame with its task and decoded image; checks how the tables fit together."""
     info = json.loads((root / "meta" / "info.json").read_text())
     episodes = _rows(root / "meta" / "episodes")[: info["total_episodes"]]
     rows = _rows(root / "data")

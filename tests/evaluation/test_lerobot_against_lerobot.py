@@ -33,7 +33,7 @@ from evaluation.lerobot_helpers import (
 
 if importlib.util.find_spec("lerobot") is None:
     pytest.skip("needs lerobot, in an environment of its own", allow_module_level=True)
-from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 BACKENDS = ["pyav", *(["torchcodec"] if shutil.which("ffmpeg") else [])]
 LONG_EPISODES = [frames(length, seed) for seed, length in enumerate((30, 90, 45))]

@@ -433,14 +433,13 @@ def _task_table(tasks: Sequence[str]) -> Any:
     """The tasks' indices as a pandas table, whose index are their descriptions."""
     pa, _ = import_parquet()
     columns = [
-        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
-        {"name": None, "field_name": _TASK_COLUMN, "pandas_type": "unicode", "numpy_type": "object"},
+        {"name": name, "field_name": field, "pandas_type": kind, "numpy_type": dtype, "metadata": None}
+        for name, field, kind, dtype in (
+            ("task_index", "task_index", "int64", "int64"),
+            (None, _TASK_COLUMN, "unicode", "object"),
+        )
     ]
-    pandas = {
-        "index_columns": [_TASK_COLUMN],
-        "column_indexes": [],
-        "columns": [{**column, "metadata": None} for column in columns],
-    }
+    pandas = {"index_columns": [_TASK_COLUMN], "column_indexes": [], "columns": columns}
     table = pa.table(
         {"task_index": pa.array(range(len(tasks)), pa.int64()), _TASK_COLUMN: pa.array(tasks, pa.string())}
     )
