@@ -43,7 +43,7 @@ _DATA_HELP = {
 
 
 def read_config(overrides: Sequence[str] = (), name: str = "train_pusht") -> DictConfig:
-    """A training configuration (``config/{name}.yaml``) with ``overrides`` (``key=value``), dependent entries filled in.
+    """The configuration ``config/{name}.yaml`` with ``overrides`` (``key=value``), dependent entries filled in.
 
     Raises:
         ValueError: an override does not name an entry, or is none; the task is not chosen.
