@@ -8,11 +8,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from bacinfer.policies.diffusion_policy import INSTALL_HINT
 from bacinfer.tasks.base import Rollout, Task
+from bacinfer.tasks.metaworld import MAX_STEPS as ARM_MAX_STEPS
+from bacinfer.tasks.metaworld import MetaWorldTask
 from bacinfer.tasks.pusht import MAX_STEPS, PushTTask
 from bacinfer.tasks.runner import RunnerTask, runner_class
 from bacinfer.tasks.table import TASKS, TaskInfo
 
-__all__ = ["TASKS", "PushTTask", "Rollout", "RunnerTask", "Task", "TaskInfo", "make_task", "task_name"]
+__all__ = ["TASKS", "MetaWorldTask", "PushTTask", "Rollout", "RunnerTask", "Task", "TaskInfo", "make_task", "task_name"]
 
 _PUSHT_SETTINGS = {
     "n_latency_steps": 0,
@@ -20,13 +22,14 @@ _PUSHT_SETTINGS = {
     "keypoint_visible_rate": 1.0,
     "agent_keypoints": False,
 }
+_ARM = "bacinfer.tasks.metaworld.MetaWorldTask"
 
 
 def make_task(cfg: DictConfig, *, trust_checkpoint: bool = False) -> Task:
     """The task that the configuration of a checkpoint (as `read_checkpoint` gives it) describes.
 
-    That is the checkpoint's own environment runner of the ``diffusion_policy`` package; low-dimensional Push-T also
-    runs without that package, on gym-pusht.
+    That is the checkpoint's own environment runner of the ``diffusion_policy`` package, or this project's robot arm;
+    low-dimensional Push-T also runs without that package, on gym-pusht.
 
     Raises:
         ValueError: no runner in the configuration, or one that is not defined in ``diffusion_policy``.
@@ -37,6 +40,9 @@ def make_task(cfg: DictConfig, *, trust_checkpoint: bool = False) -> Task:
         raise ValueError("the checkpoint's configuration names no environment: task.env_runner._target_ is missing")
     arguments: Any = OmegaConf.to_container(cfg.task.env_runner, resolve=True)
     del arguments["_target_"]
+    if target == _ARM:
+        max_steps = int(arguments.get("max_steps") or ARM_MAX_STEPS)
+        return MetaWorldTask(task_name(cfg), arguments["env_name"], int(cfg.n_obs_steps), max_steps)
     try:
         return RunnerTask(task_name(cfg), runner_class(target, trust_checkpoint=trust_checkpoint), arguments)
     except ImportError as error:
