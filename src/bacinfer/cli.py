@@ -30,6 +30,7 @@ SUBCOMMANDS = {
     "run": Subcommand("bacinfer.analysis.run_policy", "run a policy once, with or without a cache"),
     "eval": Subcommand("bacinfer.evaluation.evaluate", "score, latency and FLOPs of the plain and the cached policy"),
     "batch": Subcommand("bacinfer.evaluation.batch", "evaluate many tasks, seeds and checkpoints, into one CSV"),
+    "collect-data": Subcommand("bacinfer.evaluation.collect_lerobot_data", "write rollouts as a LeRobot data set"),
     "train": Subcommand("bacinfer.training.train", "train the Push-T policy on its demonstrations"),
     "demo": Subcommand("bacinfer.evaluation.quickstart", "the quick start: analyse, schedule, roll out, compare"),
 }

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bacinfer.evaluation.lerobot_dataset import EpisodeRecorder, Feature, LeRobotDatasetWriter
+from bacinfer.evaluation.lerobot_dataset import EpisodeRecorder, Feature, LeRobotDatasetWriter, RecordedEpisode
 
 FPS = 10
 CAMERA = "observation.image"
@@ -49,11 +49,11 @@ def frames(length: int, seed: int) -> Frames:
 EPISODES = [frames(length, seed) for seed, length in enumerate((7, 1, 12, 5))]
 
 
-def record(writer: LeRobotDatasetWriter, episode: Frames, name: str = "0", task: str = TASK) -> EpisodeRecorder:
-    recorder = writer.new_episode(name, task)
-    for frame in episode:
-        recorder.add_frame(frame)
-    return recorder
+def record(writer: LeRobotDatasetWriter, episode: Frames, name: str = "0", task: str = TASK) -> RecordedEpisode:
+    with EpisodeRecorder(writer.staging / name, writer.fps, writer.features, task) as recorder:
+        for frame in episode:
+            recorder.add_frame(frame)
+    return RecordedEpisode.read(writer.staging / name)
 
 
 def commit(root: Path, episodes: Sequence[Frames], task: str = TASK) -> None:

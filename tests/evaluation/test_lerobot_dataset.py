@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bacinfer.evaluation import lerobot_dataset, lerobot_video
-from bacinfer.evaluation.lerobot_dataset import Feature, LeRobotDatasetWriter
+from bacinfer.evaluation import lerobot_dataset
+from bacinfer.evaluation.lerobot_dataset import EpisodeRecorder, Feature, LeRobotDatasetWriter, RecordedEpisode
 from bacinfer.evaluation.lerobot_statistics import (
     QUANTILES,
     STATISTICS,
@@ -87,10 +88,7 @@ def test_a_chunk_holds_a_limited_number_of_files(tmp_path: Path, monkeypatch: py
 def test_a_data_set_without_a_camera(tmp_path: Path) -> None:
     features = {key: feature for key, feature in FEATURES.items() if key != CAMERA}
     with LeRobotDatasetWriter(tmp_path, 7, features, robot_type="arm") as writer:
-        episode = writer.new_episode("0", TASK)
-        for frame in EPISODES[0]:
-            episode.add_frame({key: frame[key] for key in features})
-        writer.commit([episode])
+        writer.commit([record(writer, [{key: frame[key] for key in features} for frame in EPISODES[0]])])
     rows = pq.read_table(tmp_path / "data").to_pylist()
     assert [row["timestamp"] for row in rows] == [np.float32(t / 7) for t in range(7)]
     info = json.loads((tmp_path / "meta" / "info.json").read_text())
@@ -194,9 +192,10 @@ def test_what_is_not_committed_is_discarded(tmp_path: Path) -> None:
     commit(tmp_path, EPISODES[:1])
     before = files(tmp_path)
     with LeRobotDatasetWriter(tmp_path, FPS, FEATURES) as writer:
-        record(writer, EPISODES[1], "1").discard()
-        writer.new_episode("2", TASK).discard()
-        record(writer, EPISODES[2], "3")
+        record(writer, EPISODES[1])
+        with pytest.raises(ValueError, match="a frame has"):
+            record(writer, [EPISODES[1][0], {}], "1")
+        assert not (writer.staging / "1").exists()
     assert files(tmp_path) == before
 
 
@@ -218,15 +217,11 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_video_that_lacks_frames(tmp_path: Path) -> None:
     with LeRobotDatasetWriter(tmp_path, FPS, FEATURES) as writer:
-        episode = record(writer, EPISODES[0])
-        episode.num_frames += 1
-        with pytest.raises(OSError, match="7 of its 8 frames"):
-            lerobot_video.concatenate_videos([(_finished(episode), 8)], tmp_path / "video.mp4", FPS)
-
-
-def _finished(episode: Any) -> Path:
-    episode.finish()
-    return episode.video(CAMERA)
+        shortened, whole = record(writer, EPISODES[0][:5], "short"), record(writer, EPISODES[0], "whole")
+        os.replace(shortened.video(CAMERA), whole.video(CAMERA))
+        with pytest.raises(OSError, match="5 of its 7 frames"):
+            writer.commit([whole])
+    assert files(tmp_path) == {}
 
 
 # -- refused -----------------------------------------------------------------------------------------------------
@@ -269,21 +264,23 @@ def test_a_data_set_that_lost_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_frames_that_do_not_fit(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    with LeRobotDatasetWriter(tmp_path, FPS, FEATURES) as writer:
-        episode = record(writer, EPISODES[0][:3])
+    with EpisodeRecorder(tmp_path / "episode", FPS, FEATURES, TASK) as episode:
+        episode.add_frame(EPISODES[0][0])
         with pytest.raises(ValueError, match=message):
-            episode.add_frame({**EPISODES[0][3], **change})
-        episode.add_frame(EPISODES[0][3])
-        writer.commit([episode])
-    check_equal(read_dataset(tmp_path), [EPISODES[0][:4]])
+            episode.add_frame({**EPISODES[0][1], **change})
+        episode.add_frame(EPISODES[0][1])
+    recorded = RecordedEpisode.read(tmp_path / "episode")
+    assert recorded.num_frames == len(recorded.numbers["action"]) == 2
 
 
-def test_nothing_to_commit(tmp_path: Path) -> None:
-    with LeRobotDatasetWriter(tmp_path, FPS, FEATURES) as writer:
+def test_episodes_without_frames(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no frames"), EpisodeRecorder(tmp_path / "0", FPS, FEATURES, TASK):
+        pass
+    with LeRobotDatasetWriter(tmp_path / "data", FPS, FEATURES) as writer:
         with pytest.raises(ValueError, match="at least one episode"):
             writer.commit([])
-        with pytest.raises(ValueError, match="a frame in each"):
-            writer.commit([record(writer, EPISODES[0], "0"), writer.new_episode("1", TASK)])
+        with pytest.raises(FileNotFoundError):
+            RecordedEpisode.read(writer.staging / "1")
 
 
 @pytest.mark.parametrize("shape", [(63, 96, 3), (32, 96, 3), (64, 96, 1), (64, 96)])

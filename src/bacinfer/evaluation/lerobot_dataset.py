@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bacinfer.assets import write_json
+from bacinfer.assets import read_arrays, write_arrays, write_json
 from bacinfer.evaluation.lerobot_statistics import STATISTICS, image_statistics, merge_statistics, number_statistics
 from bacinfer.evaluation.lerobot_video import (
     CODEC,
@@ -47,6 +47,7 @@ _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _INFO, _STATS, _TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 _DATA, _EPISODES = f"data/{_FILE}.parquet", f"meta/episodes/{_FILE}.parquet"
 _VIDEOS = f"videos/{{video_key}}/{_FILE}.mp4"
+_NUMBERS, _HISTOGRAM = "numbers.npz", "histogram of "
 _TASK_COLUMN = "__index_level_0__"  # pandas' name for an index without one
 
 
@@ -106,20 +107,24 @@ among all frames, the task."""
 
 
 class EpisodeRecorder:
-    """Collects the frames of one episode: numbers in memory, camera frames straight into videos in `directory`."""
+    """Collects the frames of one episode in `directory`, from where `LeRobotDatasetWriter.commit` takes them.
+
+    A context manager: the episode is complete when it ends, and deleted if an exception ends it. It may run in any
+    process.
+    """
 
     def __init__(self, directory: Path, fps: int, features: Mapping[str, Feature], task: str) -> None:
-        self.task = task
-        self.num_frames = 0
         self._directory = directory
         self._features = features
+        self._task = task
         self._values: dict[str, list[NDArray[Any]]] = {key: [] for key, f in features.items() if not f.is_video}
         directory.mkdir()
         self._cameras = {
-            key: CameraEncoder(self.video(key), fps, *feature.shape[:2])
+            key: CameraEncoder(_video(directory, key), fps, *feature.shape[:2])
             for key, feature in features.items()
             if feature.is_video
         }
+        self._num_frames = 0
 
     def add_frame(self, frame: Mapping[str, Any]) -> None:
         """Adds a frame: for each feature an array of its shape (or a plain number where that is ``(1,)``).
@@ -135,29 +140,55 @@ class EpisodeRecorder:
                 self._cameras[key].append(value)
             else:
                 self._values[key].append(value)
-        self.num_frames += 1
+        self._num_frames += 1
 
-    @property
-    def numbers(self) -> dict[str, NDArray[Any]]:
-        """The values of each feature that is no camera, [frames, n]."""
-        return {key: np.stack(values) for key, values in self._values.items()}
+    def __enter__(self) -> EpisodeRecorder:
+        return self
 
-    def video(self, camera: str) -> Path:
-        return self._directory / f"{camera}.mp4"
-
-    def histogram(self, camera: str) -> NDArray[np.int64]:
-        """See `CameraEncoder`."""
-        return self._cameras[camera].histogram
-
-    def finish(self) -> None:
-        """Completes the videos; no frame can be added any more."""
+    def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
+        """Raises ValueError if the episode has no frames."""
         for camera in self._cameras.values():
             camera.finish()
+        if exception is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            return
+        if not self._num_frames:
+            raise ValueError(f"the episode in {self._directory} has no frames")
+        numbers = {key: np.stack(values) for key, values in self._values.items()}
+        histograms = {f"{_HISTOGRAM}{key}": camera.histogram for key, camera in self._cameras.items()}
+        metadata = {"task": self._task, "num_frames": self._num_frames}
+        write_arrays(self._directory / _NUMBERS, {**numbers, **histograms}, metadata)
 
-    def discard(self) -> None:
-        """Deletes the videos."""
-        self.finish()
-        shutil.rmtree(self._directory, ignore_errors=True)
+
+@dataclass(frozen=True, eq=False)
+class RecordedEpisode:
+    """What an `EpisodeRecorder` left in `directory`.
+
+    Attributes:
+        numbers: the values of each feature that is no camera, [num_frames, n].
+        histograms: how often each pixel value occurs, [3, 256] for each camera.
+    """
+
+    directory: Path
+    task: str
+    num_frames: int
+    numbers: Mapping[str, NDArray[Any]]
+    histograms: Mapping[str, NDArray[np.int64]]
+
+    @classmethod
+    def read(cls, directory: Path) -> RecordedEpisode:
+        """Raises FileNotFoundError if the episode there is not complete."""
+        arrays, metadata = read_arrays(directory / _NUMBERS)
+        return cls(
+            directory,
+            metadata["task"],
+            metadata["num_frames"],
+            {key: values for key, values in arrays.items() if not key.startswith(_HISTOGRAM)},
+            {key.removeprefix(_HISTOGRAM): values for key, values in arrays.items() if key.startswith(_HISTOGRAM)},
+        )
+
+    def video(self, camera: str) -> Path:
+        return _video(self.directory, camera)
 
 
 class LeRobotDatasetWriter:
@@ -188,13 +219,12 @@ class LeRobotDatasetWriter:
         self._cameras = [key for key, feature in features.items() if feature.is_video]
         self._tasks: list[str] = []
         self._episodes: list[dict[str, Any]] = []  # the rows of meta/episodes
-        self._staging = self.root / _STAGING
         self._lock = _lock(self.root)
         try:
             if (self.root / _INFO).is_file():
                 self._read()
-            shutil.rmtree(self._staging, ignore_errors=True)  # a killed process left it
-            self._staging.mkdir()
+            shutil.rmtree(self.staging, ignore_errors=True)  # a killed process left it
+            self.staging.mkdir()
         except BaseException:
             os.close(self._lock)
             raise
@@ -204,7 +234,7 @@ class LeRobotDatasetWriter:
 
     def __exit__(self, *_: object) -> None:
         """Discards what was not committed, and lets other writers in."""
-        shutil.rmtree(self._staging, ignore_errors=True)
+        shutil.rmtree(self.staging, ignore_errors=True)
         os.close(self._lock)
 
     @property
@@ -215,28 +245,27 @@ class LeRobotDatasetWriter:
     def num_frames(self) -> int:
         return self._episodes[-1]["dataset_to_index"] if self._episodes else 0
 
-    def new_episode(self, name: str, task: str) -> EpisodeRecorder:
-        """An episode of a task (described in words) to fill and commit; `name` tells it from the others."""
-        return EpisodeRecorder(self._staging / name, self.fps, self.features, task)
+    @property
+    def staging(self) -> Path:
+        """Where episodes are recorded, each in a directory of its own."""
+        return self.root / _STAGING
 
-    def commit(self, episodes: Sequence[EpisodeRecorder]) -> None:
-        """Adds episodes in the order given; all of them or, after an error, none.
+    def commit(self, episodes: Sequence[RecordedEpisode]) -> None:
+        """Adds episodes in the order given, all of them or, after an error, none; and deletes their directories.
 
         Raises:
-            ValueError: no episodes, or one without frames.
+            ValueError: no episodes.
             OSError: they could not be written.
         """
-        if not episodes or not all(episode.num_frames for episode in episodes):
-            raise ValueError("nothing to commit: expected at least one episode, and a frame in each")
+        if not episodes:
+            raise ValueError("nothing to commit: expected at least one episode")
         place = self._next_place()
         tasks = list(dict.fromkeys([*self._tasks, *(episode.task for episode in episodes)]))
         tables, rows = [], []
         frames_before = 0
         for number, episode in enumerate(episodes, start=self.num_episodes):
-            episode.finish()
-            columns = episode.numbers | self._index_columns(
-                episode, number, self.num_frames + frames_before, tasks.index(episode.task)
-            )
+            indices = self._index_columns(episode, number, self.num_frames + frames_before, tasks.index(episode.task))
+            columns = {**episode.numbers, **indices}
             tables.append(self._frame_table(columns))
             rows.append(self._episode_row(episode, columns, frames_before, place))
             frames_before += episode.num_frames
@@ -248,11 +277,11 @@ class LeRobotDatasetWriter:
         self._tasks = tasks
         self._episodes += rows
         for episode in episodes:
-            episode.discard()
+            shutil.rmtree(episode.directory, ignore_errors=True)
 
     def _stage(
         self,
-        episodes: Sequence[EpisodeRecorder],
+        episodes: Sequence[RecordedEpisode],
         tables: Sequence[Any],
         rows: Sequence[dict[str, Any]],
         tasks: Sequence[str],
@@ -263,7 +292,7 @@ class LeRobotDatasetWriter:
         staged: dict[str, Path] = {}
 
         def stage(target: str) -> Path:
-            staged[target] = self._staging / target.replace("/", "_")
+            staged[target] = self.staging / target.replace("/", "_")
             return staged[target]
 
         for key in self._cameras:
@@ -315,7 +344,7 @@ class LeRobotDatasetWriter:
     # -- contents of the files ---------------------------------------------------------------------------------
 
     def _index_columns(
-        self, episode: EpisodeRecorder, episode_index: int, first_index: int, task_index: int
+        self, episode: RecordedEpisode, episode_index: int, first_index: int, task_index: int
     ) -> dict[str, NDArray[Any]]:
         """The values [frames, 1] of `INDEX_FEATURES`; times in double precision, as their statistics want them."""
         frames = np.arange(episode.num_frames)[:, None]
@@ -339,7 +368,7 @@ class LeRobotDatasetWriter:
 
     def _episode_row(
         self,
-        episode: EpisodeRecorder,
+        episode: RecordedEpisode,
         columns: Mapping[str, NDArray[Any]],
         frames_before: int,
         place: Mapping[str, int],
@@ -360,7 +389,7 @@ class LeRobotDatasetWriter:
             row[f"videos/{key}/to_timestamp"] = (frames_before + episode.num_frames) / self.fps
         for key, feature in self._all_features.items():
             if feature.is_video:
-                statistics = image_statistics(episode.histogram(key), episode.num_frames)
+                statistics = image_statistics(episode.histograms[key], episode.num_frames)
             else:
                 statistics = number_statistics(columns[key])
             row |= {f"stats/{key}/{name}": statistics[name].tolist() for name in STATISTICS}
@@ -427,6 +456,10 @@ class LeRobotDatasetWriter:
                 "has_audio": False,
             }
         return info
+
+
+def _video(directory: Path, camera: str) -> Path:
+    return directory / f"{camera}.mp4"
 
 
 def _task_table(tasks: Sequence[str]) -> Any:

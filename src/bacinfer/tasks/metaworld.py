@@ -25,6 +25,8 @@ from bacinfer.tasks.video import Frame
 MAX_STEPS = 200
 """A scripted expert takes about 50 (pick-place) or 90 (drawer-open)."""
 
+DESCRIPTIONS = {"drawer-open-v3": "Open the drawer.", "pick-place-v3": "Pick up the puck and hold it at the goal."}
+
 CAMERA = "corner"
 VIDEO_SIZE = 384
 
@@ -37,11 +39,13 @@ class MetaWorldTask(SimulatedTask):
     """A task of Meta-World with one object, by its name there (``drawer-open-v3``)."""
 
     fps = 80
+    robot_state = slice(0, 4)
 
     def __init__(self, name: str, env_name: str, n_obs_steps: int = 2, max_steps: int = MAX_STEPS) -> None:
         super().__init__(n_obs_steps, max_steps)
         self.name = name
         self.env_name = env_name
+        self.description = DESCRIPTIONS.get(env_name, env_name)
 
     def simulator(self, seed: int) -> MetaWorldSimulator:
         return MetaWorldSimulator(self.env_name, seed)

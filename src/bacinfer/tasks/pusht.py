@@ -43,6 +43,8 @@ class PushTTask(SimulatedTask):
 
     name = "pusht"
     fps = 10
+    description = "Push the T-shaped block onto the T-shaped target."
+    robot_state = slice(18, 20)
 
     def __init__(self, n_obs_steps: int = 2, max_steps: int = MAX_STEPS) -> None:
         super().__init__(n_obs_steps, max_steps)
