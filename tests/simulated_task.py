@@ -44,7 +44,7 @@ class WalkSimulator:
 
 
 class WalkTask(SimulatedTask):
-    """`faults`: what happens to the episode of a seed: it breaks at its ``start``, at a ``step``, or its process dies."""
+    """`faults`: the episode of a seed breaks at its ``start``, at a ``step``, or its process dies (``die``)."""
 
     name = "walk"
     fps = 5
