@@ -121,14 +121,15 @@ class SimulatedTask(ABC):
         start = time.perf_counter()
         progress: dict[int, Progress] = {}
         policy_seconds: list[float] = []
-        batches = _batches(seeds, n_envs)
+        batch_size, batches_at_once = _batch_size(len(seeds), n_envs)
+        batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
         with (
             tqdm(total=len(batches) * self.max_steps, desc=f"{self.name} rollout", unit="step") as bar,
             closing(Workers(n_workers, partial(self.episode, recordings=recordings))) as workers,
         ):
             waiting, running = deque(batches), deque[_Batch]()
             while waiting or running:
-                while waiting and len(running) < 2:
+                while waiting and len(running) < batches_at_once:
                     running.append(_Batch(waiting.popleft(), workers, policy, noise_seed))
                 batch = running.popleft()
                 bar.update(batch.wait())
@@ -221,12 +222,10 @@ class _VideoRecording:
             yield lambda state: video.append(state.render())
 
 
-def _batches(seeds: Sequence[int], n_envs: int) -> list[Sequence[int]]:
-    """Of `n_envs` episodes, or of half as many if that is not too few: then two can take turns."""
-    at_a_time = min(n_envs, len(seeds))
-    half = (at_a_time + 1) // 2
-    size = half if half >= SMALLEST_HALF else at_a_time
-    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
+def _batch_size(num_episodes: int, n_envs: int) -> tuple[int, int]:
+    """Episodes in a batch, and how many batches take turns: one of up to `n_envs`, or two of half as many."""
+    half = min(n_envs // 2, (num_episodes + 1) // 2)
+    return (half, 2) if half >= SMALLEST_HALF else (min(n_envs, num_episodes), 1)
 
 
 def _to_policy(observations: Sequence[NDArray[np.float32]], policy: Any) -> dict[str, Tensor]:

@@ -330,7 +330,7 @@ def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> Demonstrat
         return read_pusht_demonstrations(path or dataset.zarr_path)
     path = path or Path(dataset.path)
     if not path.exists():
-        record_demonstrations(path, cfg.task.env_runner.env_name, dataset.num_demonstrations)
+        record_demonstrations(path, cfg.task.env_runner.env_name, dataset.num_demonstrations, dataset.disturbed)
     return read_demonstrations(path)
 
 
