@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from bacinfer.analysis.collect_activations import file_digest
 from bacinfer.assets import write_json
@@ -36,7 +34,6 @@ from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.evaluation.lerobot_dataset import EpisodeRecorder, Feature, LeRobotDatasetWriter, RecordedEpisode
 from bacinfer.tasks import Rollout, SimulatedTask, make_simulated_task
 from bacinfer.tasks.episodes import Recorder, State
-from bacinfer.tasks.video import Frame
 
 CAMERA = "observation.image"
 COLLECTION_FILE = "collection.json"
@@ -92,16 +89,10 @@ class EpisodeRecording:
     def _observed(self, state: State) -> dict[str, Any]:
         observation = np.asarray(state.observation)
         return {
-            CAMERA: resize(state.render(), self.features[CAMERA].shape[0]),
+            CAMERA: state.camera(self.features[CAMERA].shape[0]),
             "observation.state": observation[self.robot_state],
             "observation.environment_state": np.delete(observation, self.robot_state),
         }
-
-
-def resize(frame: Frame, size: int) -> NDArray[np.uint8]:
-    """A square picture with `size` pixels on each side, each the mean of those that it stands for."""
-    image = Image.fromarray(np.ascontiguousarray(frame))
-    return np.asarray(image.resize((size, size), Image.Resampling.BOX))
 
 
 # -- what was collected ------------------------------------------------------------------------------------------
@@ -266,9 +257,7 @@ def run(args: argparse.Namespace) -> int:
     if args.use_bac:
         apply_cache_arguments(policy, args)
     simulator = task.simulator(args.seed)  # whatever is missing shows here, before anything slow
-    drawn = min(simulator.render().shape[:2])
-    if args.image_size > drawn:
-        raise ValueError(f"--image_size {args.image_size}: the task draws {drawn} pixels, expected at most that")
+    simulator.camera(args.image_size)
     features = frame_features(len(simulator.observation), policy.action_dim, task.robot_state, args.image_size)
 
     output_dir = Path(args.output_dir)

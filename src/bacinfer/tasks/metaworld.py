@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from bacinfer.tasks.simulated import SimulatedTask
 from bacinfer.tasks.video import Frame
@@ -93,6 +94,13 @@ class MetaWorldSimulator:
                     "(Debian: apt-get install libegl1 libgl1) or, with MUJOCO_GL=osmesa, OSMesa (libosmesa6)"
                 ) from error
         return frame[::-1, ::-1]  # Meta-World's cameras hang upside down
+
+    def camera(self, size: int) -> Frame:
+        """Raises ValueError for more pixels than `render` draws."""
+        if size > VIDEO_SIZE:
+            raise ValueError(f"pictures of {size} pixels asked for, Meta-World's are drawn with {VIDEO_SIZE}")
+        drawn = Image.fromarray(np.ascontiguousarray(self.render()))
+        return np.asarray(drawn.resize((size, size), Image.Resampling.BOX))
 
     def expert_action(self, expert: Any) -> NDArray[np.float64]:
         """What a scripted expert does now: [4], within [-1, 1]."""

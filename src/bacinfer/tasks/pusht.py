@@ -69,7 +69,13 @@ class PushTSimulator:
         return float(reward), bool(solved)
 
     def render(self) -> Frame:
+        """With a cross where the last action wants the pusher."""
         return self._env.render()
+
+    def camera(self, size: int) -> Frame:
+        """What policies see in gym-pusht's own observations of pixels."""
+        self._env.observation_width = self._env.observation_height = size
+        return self._env._render()
 
 
 def make_env() -> Any:
