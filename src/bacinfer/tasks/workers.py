@@ -106,7 +106,7 @@ def _start_process() -> Executor:
     try:
         from loky import ProcessPoolExecutor
     except ImportError as error:
-        raise RuntimeError("rollouts in several processes need loky: pip install 'bacinfer[sim]'") from error
+        raise RuntimeError("rollouts in several processes need loky: pip install loky") from error
     # A simulator of its own for every core: threads inside them would only get into each other's way.
     return ProcessPoolExecutor(1, initializer=_leave_interrupts_to_the_parent, env={"OMP_NUM_THREADS": "1"})
 
