@@ -1,4 +1,4 @@
-"""Demonstrations of the scripted experts: what is recorded, that it repeats, and that it is enough to repeat the task."""
+"""Demonstrations of the scripted experts: what is recorded, and that it repeats."""
 
 from __future__ import annotations
 
