@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -177,6 +179,19 @@ def test_videos(n_workers: int, tmp_path: Path) -> None:
     assert rollout.videos == {8: tmp_path / "8.mp4"}
     assert [path.name for path in tmp_path.iterdir()] == ["8.mp4"]  # nothing of the broken episode
     assert len(list(read_video(tmp_path / "8.mp4"))) == rollout.num_steps[8] + 1
+
+
+def test_recorders_that_cannot_be_sent_to_a_process() -> None:
+    lock = threading.Lock()
+
+    @contextmanager
+    def locked(seed: int) -> Iterator[Recorder]:
+        with lock:
+            yield lambda state: None
+
+    with pytest.raises(pickle.PicklingError):
+        WalkTask().rollout(NoisyPolicy(), [1], recordings=[locked], n_workers=1)
+    WalkTask().rollout(NoisyPolicy(), [1], recordings=[locked], n_workers=0)
 
 
 def test_few_episodes_need_no_processes() -> None:

@@ -31,7 +31,13 @@ from bacinfer.command_options import (
     run_command,
 )
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.evaluation.lerobot_dataset import EpisodeRecorder, Feature, LeRobotDatasetWriter, RecordedEpisode
+from bacinfer.evaluation.lerobot_dataset import (
+    STAGING,
+    EpisodeRecorder,
+    Feature,
+    LeRobotDatasetWriter,
+    RecordedEpisode,
+)
 from bacinfer.tasks import Rollout, SimulatedTask, make_simulated_task
 from bacinfer.tasks.episodes import Recorder, State
 
@@ -102,14 +108,12 @@ class Collection:
     """The record of a collection, ``collection.json`` beside the data set: its settings, and all episodes in batches.
 
     A batch is written here before it is committed to the data set. The data set decides whether it counts.
+
+    Raises:
+        ValueError: the directory holds a collection with other settings, or something else.
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
-        """Opens the record, or starts one.
-
-        Raises:
-            ValueError: the directory holds a collection with other settings, or something else.
-        """
         self._path = directory / COLLECTION_FILE
         self._settings = dict(settings)
         self.batches: list[list[dict[str, Any]]] = []
@@ -122,10 +126,8 @@ class Collection:
                 )
                 raise ValueError(f"{directory} holds data collected with {found}: give another --output_dir")
             self.batches = record["batches"]
-        elif directory.exists() and any(directory.iterdir()):
+        elif directory.exists() and any(path.name != STAGING for path in directory.iterdir()):
             raise ValueError(f"{directory} is not empty, and not a data set of this command: give another --output_dir")
-        else:
-            self._write()
 
     @property
     def episodes(self) -> list[dict[str, Any]]:
@@ -152,9 +154,6 @@ class Collection:
 
     def add(self, batch: list[dict[str, Any]]) -> None:
         self.batches.append(batch)
-        self._write()
-
-    def _write(self) -> None:
         write_json(self._path, {"settings": self._settings, "batches": self.batches})
 
 

@@ -41,8 +41,8 @@ from bacinfer.evaluation.lerobot_video import (
 
 CODEBASE_VERSION = "v3.0"
 FILES_PER_CHUNK = 1000
+STAGING = ".staging"
 
-_STAGING = ".staging"
 _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _INFO, _STATS, _TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 _DATA, _EPISODES = f"data/{_FILE}.parquet", f"meta/episodes/{_FILE}.parquet"
@@ -248,7 +248,7 @@ class LeRobotDatasetWriter:
     @property
     def staging(self) -> Path:
         """Where episodes are recorded, each in a directory of its own."""
-        return self.root / _STAGING
+        return self.root / STAGING
 
     def commit(self, episodes: Sequence[RecordedEpisode]) -> None:
         """Adds episodes in the order given, all of them or, after an error, none; and deletes their directories.
@@ -313,14 +313,11 @@ class LeRobotDatasetWriter:
         _, pq = import_parquet()
         info = json.loads((self.root / _INFO).read_text())
         expected = json.loads(json.dumps(self._info([], [])))
-        differing = [
-            name
-            for name in ("codebase_version", "robot_type", "chunks_size", "fps", "features")
-            if info.get(name) != expected[name]
-        ]
+        names = ("codebase_version", "robot_type", "chunks_size", "fps")
+        differing = _differences({n: info.get(n) for n in names}, {n: expected[n] for n in names})
+        differing += _differences(info.get("features", {}), expected["features"])
         if differing:
-            found = "; ".join(f"{name} {info.get(name)} instead of {expected[name]}" for name in differing)
-            raise ValueError(f"{self.root} holds another data set, of {found}. Give another directory")
+            raise ValueError(f"{self.root} holds another data set: {'; '.join(differing)}. Give another directory")
         paths = sorted(self.root.glob("meta/episodes/*/*.parquet"))
         rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
         if len(rows) < info["total_episodes"]:
@@ -456,6 +453,14 @@ class LeRobotDatasetWriter:
                 "has_audio": False,
             }
         return info
+
+
+def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} {found.get(name)} instead of {expected.get(name)}"
+        for name in {**expected, **found}
+        if found.get(name) != expected.get(name)
+    ]
 
 
 def _video(directory: Path, camera: str) -> Path:

@@ -72,10 +72,12 @@ class Task(Protocol):
         noise_seed: int = 0,
         video_dir: str | Path | None = None,
         video_seeds: Sequence[int] = (),
+        n_envs: int | None = None,
     ) -> Rollout:
-        """One episode per seed. Rollouts with equal `seeds` and `noise_seed` see equal sampling noise.
+        """One episode per seed, up to `n_envs` at a time (None: the task's own number).
 
-        The process's random state is left as it was.
+        Rollouts with equal `seeds`, `noise_seed` and `n_envs` see equal sampling noise. The process's random state is
+        left as it was.
         """
         ...
 
@@ -145,7 +147,9 @@ def check_count(count: int) -> None:
         raise ValueError(f"count = {count}: expected at least one observation")
 
 
-def check_rollout(seeds: Sequence[int], video_dir: str | Path | None, video_seeds: Sequence[int]) -> None:
+def check_rollout(
+    seeds: Sequence[int], video_dir: str | Path | None, video_seeds: Sequence[int], n_envs: int | None
+) -> None:
     """Raises ValueError for arguments that no rollout can have."""
     if not seeds:
         raise ValueError("no seeds to roll out: give at least one")
@@ -155,3 +159,5 @@ def check_rollout(seeds: Sequence[int], video_dir: str | Path | None, video_seed
         raise ValueError(f"videos of {list(video_seeds)} asked for, but the seeds are {list(seeds)}")
     if video_seeds and video_dir is None:
         raise ValueError("videos asked for without a video_dir to put them in")
+    if n_envs is not None and n_envs < 1:
+        raise ValueError(f"n_envs = {n_envs}: expected at least one environment")

@@ -89,11 +89,11 @@ class SimulatedTask(ABC):
         noise_seed: int = 0,
         video_dir: str | Path | None = None,
         video_seeds: Sequence[int] = (),
-        n_envs: int = N_ENVS,
+        n_envs: int | None = None,
         n_workers: int | None = None,
         recordings: Sequence[Recording] = (),
     ) -> Rollout:
-        """One episode per seed, up to `n_envs` at a time, in two batches that take turns if they are large enough.
+        """One episode per seed, up to `n_envs` (50) at a time, in two batches that take turns if they are large enough.
 
         While the policy acts for one batch, `n_workers` processes step the environments of the other (None: one per
         processor core, or 0, this process alone, for few episodes). Each batch keeps its composition until its last
@@ -109,9 +109,8 @@ class SimulatedTask(ABC):
             ValueError: no seeds, repeated seeds, or videos of seeds that are not rolled out.
             RuntimeError: all episodes failed; the simulator is not installed, for instance.
         """
-        check_rollout(seeds, video_dir, video_seeds)
-        if n_envs < 1:
-            raise ValueError(f"n_envs = {n_envs}: expected at least one environment")
+        check_rollout(seeds, video_dir, video_seeds, n_envs)
+        n_envs = n_envs or N_ENVS
         videos = {seed: Path(video_dir) / f"{seed}.mp4" for seed in video_seeds} if video_dir else {}
         if videos:
             recordings = [*recordings, _VideoRecording(videos, self.fps)]

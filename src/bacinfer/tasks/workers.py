@@ -45,13 +45,11 @@ class Workers:
             raise ValueError(f"n_workers = {num_workers}: expected 0 (no other processes) or more")
         self._make_episode = make_episode
         self._key = uuid.uuid4().hex
-        self._executors: list[Executor] = [_executor(worker) for worker in range(num_workers)]
-        for executor in self._executors:
-            executor.submit(_open, self._key, make_episode)
         self._host = None if num_workers else EpisodeHost(make_episode)
+        self._processes = [self._open(worker) for worker in range(num_workers)]
 
     def __len__(self) -> int:
-        return len(self._executors) or 1
+        return len(self._processes) or 1
 
     def start(self, worker: int, seeds: Sequence[int]) -> Pending:
         return self._call(worker, "start", list(seeds))
@@ -63,31 +61,38 @@ class Workers:
         """Breaks off the episodes that are not done."""
         if self._host is not None:
             self._host.close()
-        for executor in self._executors:
-            executor.submit(_close, self._key)
+        for executor, _ in self._processes:
+            with suppress(BrokenExecutor):
+                executor.submit(_close, self._key)
 
     def _call(self, worker: int, method: str, argument: Any) -> Pending:
         if self._host is not None:
             progress = getattr(self._host, method)(argument)
             return lambda: progress
-        executor = self._executors[worker]
+        executor, opened = self._processes[worker]
         future: Future[dict[int, Progress]] | None = None
         with suppress(BrokenExecutor):
             future = executor.submit(_call, self._key, method, argument)
 
         def result() -> dict[int, Progress]:
-            if future is not None:
-                with suppress(BrokenExecutor):
+            with suppress(BrokenExecutor):
+                opened.result()
+                if future is not None:
                     return future.result()
-            self._replace(worker, executor)
+            if self._processes[worker] == (executor, opened):
+                self._processes[worker] = self._open(worker)
             return {seed: Progress(None, done=True, error="its process died") for seed in argument}
 
         return result
 
-    def _replace(self, worker: int, dead: Executor) -> None:
-        if self._executors[worker] is dead:
-            self._executors[worker] = _executor(worker, dead)
-            self._executors[worker].submit(_open, self._key, self._make_episode)
+    def _open(self, worker: int) -> tuple[Executor, Future[None]]:
+        """A host in the process of that number, or in a new one if that died."""
+        executor = _executor(worker)
+        try:
+            return executor, executor.submit(_open, self._key, self._make_episode)
+        except BrokenExecutor:
+            executor = _executor(worker, dead=executor)
+            return executor, executor.submit(_open, self._key, self._make_episode)
 
 
 _executors: dict[int, Executor] = {}
@@ -106,7 +111,7 @@ def _start_process() -> Executor:
     try:
         from loky import ProcessPoolExecutor
     except ImportError as error:
-        raise RuntimeError("rollouts in several processes need loky: pip install 'bacinfer[sim]'") from error
+        raise RuntimeError("rollouts in several processes need loky: pip install loky") from error
     # A simulator of its own for every core: threads inside them would only get into each other's way.
     return ProcessPoolExecutor(1, initializer=_leave_interrupts_to_the_parent, env={"OMP_NUM_THREADS": "1"})
 
