@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,8 +181,12 @@ def collect(
         batch = waiting[:n_envs]
         done = len(collection.episodes)
         print(f"episodes {done + 1} to {done + len(batch)} of {len(seeds)}", flush=True)
-        rollout = task.rollout(policy, batch, n_envs=n_envs, recordings=[recording])
-        _check_disk(rollout, writer.root)
+        try:
+            rollout = task.rollout(policy, batch, n_envs=n_envs, recordings=[recording])
+        except RuntimeError as error:
+            _check_disk([str(error)], writer.root)
+            raise
+        _check_disk(rollout.failures.values(), writer.root)
         episodes = {seed: RecordedEpisode.read(writer.staging / str(seed)) for seed in batch if seed in rollout.scores}
         outcomes = [_outcome(seed, rollout, episodes.get(seed), only_successful) for seed in batch]
         collection.add(outcomes)
@@ -205,10 +209,10 @@ def _outcome(seed: int, rollout: Rollout, episode: RecordedEpisode | None, only_
     }
 
 
-def _check_disk(rollout: Rollout, root: Path) -> None:
-    """An episode that found no space was not at fault: it has to be rolled out again."""
+def _check_disk(errors: Iterable[str], root: Path) -> None:
+    """An episode that found no space has to be rolled out again: it does not count as failed."""
     full = os.strerror(errno.ENOSPC)
-    if any(full in error for error in rollout.failures.values()):
+    if any(full in error for error in errors):
         raise OSError(errno.ENOSPC, full, str(root))
 
 
