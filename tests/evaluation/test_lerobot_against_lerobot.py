@@ -14,7 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from bacinfer.evaluation.collect_lerobot_data import main
 from bacinfer.evaluation.lerobot_dataset import LeRobotDatasetWriter
+from bacinfer.policies import load_policy
+from bacinfer.tasks import PushTTask
+from evaluation.conftest import MAX_STEPS
 from evaluation.lerobot_helpers import (
     CAMERA,
     EPISODES,
@@ -24,11 +28,13 @@ from evaluation.lerobot_helpers import (
     TASK,
     Frames,
     check_equal,
+    check_numbers,
     commit,
     commit_cut_off,
     frames,
     read_dataset,
     record,
+    rollout_frames,
 )
 
 if importlib.util.find_spec("lerobot") is None:
@@ -55,10 +61,8 @@ def check_read(dataset: Any, expected: Sequence[Frames], task: str = TASK) -> No
     for i, (e, t, frame) in enumerate(everything):
         item = dataset[i]
         assert (item["episode_index"], item["frame_index"], item["index"], item["task"]) == (e, t, i, task)
-        for key, value in frame.items():
-            if key != CAMERA:
-                assert item[key].numpy().dtype == value.dtype
-                np.testing.assert_array_equal(np.ravel(item[key]), value)
+        check_numbers(item, frame)
+        assert all(item[key].numpy().dtype == value.dtype for key, value in frame.items() if key != CAMERA)
         image = torch.from_numpy(frame[CAMERA]).permute(2, 0, 1) / 255
         assert item[CAMERA].dtype == torch.float32
         assert (item[CAMERA] - image).abs().mean() < 4 / 255
@@ -92,6 +96,12 @@ def test_lerobot_reads_what_a_killed_process_leaves(tmp_path: Path, moves: int) 
     check_read(load(left_behind), EPISODES[:2])
     commit(left_behind, EPISODES[2:])
     check_read(load(left_behind), EPISODES)
+
+
+def test_lerobot_reads_rollouts(tmp_path: Path, checkpoint: Path) -> None:
+    assert main([f"--checkpoint={checkpoint}", f"--output_dir={tmp_path}", "--num_episodes=3"]) == 0
+    task = PushTTask(max_steps=MAX_STEPS)
+    check_read(load(tmp_path), rollout_frames(load_policy(checkpoint), task, range(1000, 1003)), task.description)
 
 
 # -- against its own writer --------------------------------------------------------------------------------------
