@@ -36,6 +36,8 @@ SHORTER = {
     "bacinfer eval": " --n_test 1 --latency_calls 2 --skip_video",
     "bash shell/main/run_bac_all.sh": " --n_test 1 --output_dir {tmp}/results",
     "python scripts/train_pusht.py": " --data {tmp}/demos.npz -o {tmp}/run training.num_epochs=1 && ls {tmp}/run",
+    "python scripts/train_arm.py": " --data {tmp}/arm.npz -o {tmp}/run task.dataset.num_demonstrations=1"
+    " training.num_epochs=1 && ls {tmp}/run",
 }
 
 

@@ -297,9 +297,11 @@ def test_the_robot_arm_s_demonstrations_are_recorded_if_there_are_none(tmp_path:
         "task=drawer_open",
         "task.dataset.num_demonstrations=1",
     ]
-    command += [*TINY, "training.num_epochs=1"]
+    command += [*TINY, "training.num_epochs=1", "training.rollout_every=1", "training.rollout_episodes=1"]
+    command += ["task.env_runner.max_steps=8"]
     assert main(command, "train_arm") == 0
     assert load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt").obs_dim == 10
+    assert json.loads((tmp_path / "run" / "logs.jsonl").read_text().splitlines()[-1])["train_mean_score"] == 0
     recorded = data.stat().st_mtime_ns
     assert main([*command, "training.num_epochs=2"], "train_arm") == 0
     assert data.stat().st_mtime_ns == recorded

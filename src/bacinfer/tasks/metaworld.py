@@ -1,9 +1,9 @@
 """Robot arm tasks of Meta-World: a Sawyer arm in MuJoCo, its scripted experts, and initial states drawn from seeds.
 
-An observation is 10 numbers: position of the hand (x, y, z), opening of the gripper (0..1), position of the object,
-position of the goal; in metres. An action is the hand's displacement along x, y and z (1 is a centimetre) and the
-effort that closes the gripper (negative: opens it), each in [-1, 1]. The task's episode ends once it is solved: its
-score is 1 then and 0 otherwise, so that a mean score is a success rate.
+An observation is 10 numbers: position of the hand (x, y, z), opening of the gripper (0..1), then where the object and
+where the goal are, seen from the hand; in metres. An action is the hand's displacement along x, y and z (1 is a
+centimetre) and the effort that closes the gripper (negative: opens it), each in [-1, 1]. The task's episode ends once
+it is solved: its score is 1 then and 0 otherwise, so that a mean score is a success rate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ CAMERA = "corner"
 VIDEO_SIZE = 384
 
 # Meta-World's own 39 numbers: hand, gripper, object, its orientation and zeros; all of that a step ago; goal.
-_HAND_GRIPPER_OBJECT = slice(0, 7)
+_HAND = slice(0, 3)
+_GRIPPER = slice(3, 4)
+_OBJECT = slice(4, 7)
 _GOAL = slice(36, 39)
 
 
@@ -71,7 +73,8 @@ class MetaWorldSimulator:
 
     @property
     def observation(self) -> NDArray[np.float64]:
-        return np.concatenate([self._state[_HAND_GRIPPER_OBJECT], self._state[_GOAL]])
+        state, hand = self._state, self._state[_HAND]
+        return np.concatenate([hand, state[_GRIPPER], state[_OBJECT] - hand, state[_GOAL] - hand])
 
     def step(self, action: NDArray[np.floating]) -> tuple[float, bool]:
         self._state, _, _, _, info = self._env.step(np.clip(action, -1, 1).astype(np.float32))
