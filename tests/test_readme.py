@@ -32,6 +32,7 @@ def test_python_snippets_run_in_order(tmp_path: Path) -> None:
 
 # What makes a command of the README short enough for a test.
 SHORTER = {
+    "python scripts/collect_lerobot_data.py": " --num_episodes 1 --output_dir {tmp}/lerobot",
     "bash shell/quickstart.sh": " --episodes 1 --latency_calls 2",
     "bacinfer eval": " --n_test 1 --latency_calls 2 --skip_video",
     "bash shell/main/run_bac_all.sh": " --n_test 1 --output_dir {tmp}/results",

@@ -82,18 +82,6 @@ def test_a_frame_is_a_step_of_the_rollout(checkpoint: Path, root: Path) -> None:
     assert info["features"][CAMERA]["shape"] == [96, 96, 3]
 
 
-def test_pictures_do_not_show_the_action() -> None:
-    """gym-pusht's films do, with a red cross."""
-    simulator = PushTTask().simulator(1000)
-    simulator.step(np.array([250.0, 60.0]))
-    red = [
-        (picture[..., 0].astype(int) - picture[..., 1:].max(axis=-1)).max()
-        for picture in (simulator.render(), simulator.camera(96))
-    ]
-    assert red[0] > 200
-    assert red[1] < 20
-
-
 def test_plain_and_cached(arguments: list[str], root: Path, tmp_path: Path, steps_dir: Path) -> None:
     assert main([*arguments, "--num_episodes=2"]) == 0
     plain, settings = rows(root), collection(root)["settings"]

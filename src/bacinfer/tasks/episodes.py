@@ -30,7 +30,7 @@ class Simulator(Protocol):
         ...
 
     def camera(self, size: int) -> Frame:
-        """What a camera sees of the present state, [size, size, 3]: nothing that a real one could not see."""
+        """What a policy that sees would see of the present state, [size, size, 3]: no trace of an action."""
         ...
 
 
