@@ -136,6 +136,8 @@ def interrupt_in_batch(patch: pytest.MonkeyPatch, number: int) -> None:
 def test_an_interrupted_run_goes_on(
     arguments: list[str], root: Path, uninterrupted: list[Frames], monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
+    root.mkdir()
+    (root / ".collection.part.json").write_text("{")  # left by a process killed as it began to write
     with monkeypatch.context() as patch:
         interrupt_in_batch(patch, batch)
         assert main([*arguments, "--num_episodes=5"]) == 130

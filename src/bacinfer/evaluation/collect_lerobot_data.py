@@ -31,13 +31,7 @@ from bacinfer.command_options import (
     run_command,
 )
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.evaluation.lerobot_dataset import (
-    STAGING,
-    EpisodeRecorder,
-    Feature,
-    LeRobotDatasetWriter,
-    RecordedEpisode,
-)
+from bacinfer.evaluation.lerobot_dataset import EpisodeRecorder, Feature, LeRobotDatasetWriter, RecordedEpisode
 from bacinfer.tasks import Rollout, SimulatedTask, make_simulated_task
 from bacinfer.tasks.episodes import Recorder, State
 
@@ -126,7 +120,7 @@ class Collection:
                 )
                 raise ValueError(f"{directory} holds data collected with {found}: give another --output_dir")
             self.batches = record["batches"]
-        elif directory.exists() and any(path.name != STAGING for path in directory.iterdir()):
+        elif directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
             raise ValueError(f"{directory} is not empty, and not a data set of this command: give another --output_dir")
 
     @property
@@ -295,7 +289,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 def collection_settings(args: argparse.Namespace, policy: Any, task: SimulatedTask) -> dict[str, Any]:
     """What the episodes depend on."""
-    schedule = FastDiffusionPolicy.summary(policy).schedule
+    schedule = FastDiffusionPolicy.summary(policy).schedule if args.use_bac else None
     return {
         "checkpoint": Path(args.checkpoint).name,
         "checkpoint_sha256": file_digest(args.checkpoint),

@@ -41,8 +41,8 @@ from bacinfer.evaluation.lerobot_video import (
 
 CODEBASE_VERSION = "v3.0"
 FILES_PER_CHUNK = 1000
-STAGING = ".staging"
 
+_STAGING = ".staging"
 _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _INFO, _STATS, _TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
 _DATA, _EPISODES = f"data/{_FILE}.parquet", f"meta/episodes/{_FILE}.parquet"
@@ -248,7 +248,7 @@ class LeRobotDatasetWriter:
     @property
     def staging(self) -> Path:
         """Where episodes are recorded, each in a directory of its own."""
-        return self.root / STAGING
+        return self.root / _STAGING
 
     def commit(self, episodes: Sequence[RecordedEpisode]) -> None:
         """Adds episodes in the order given, all of them or, after an error, none; and deletes their directories.
