@@ -32,12 +32,15 @@ def test_python_snippets_run_in_order(tmp_path: Path) -> None:
 
 # What makes a command of the README short enough for a test.
 SHORTER = {
+    "python scripts/collect_lerobot_data.py": " --num_episodes 1 --output_dir {tmp}/lerobot",
     "bash shell/quickstart.sh": " --episodes 1 --latency_calls 2",
     "bacinfer eval": " -o {results} --n_test 1 --latency_calls 1 --skip_video",
     "bacinfer compare": " -o {results} --n_test 1 --latency_calls 1 --methods ddim:10,ddim:4+bac:2:1",
     "bash shell/main/": " --output_dir {results} --n_test 1 --latency_calls 1",
     "python -m bacinfer.evaluation.sweep": " results_dir={results} n_test=1 latency_calls=1 method=ddim:4",
     "python scripts/train_pusht.py": " --data {tmp}/demos.npz -o {tmp}/run training.num_epochs=1 && ls {tmp}/run",
+    "python scripts/train_arm.py": " --data {tmp}/arm.npz -o {tmp}/run task.dataset.num_demonstrations=1"
+    " training.num_epochs=1 && ls {tmp}/run",
 }
 
 

@@ -34,6 +34,7 @@ SUBCOMMANDS = {
     ),
     "batch": Subcommand("bacinfer.evaluation.batch", "evaluate many tasks, seeds and checkpoints, into one CSV"),
     "sweep": Subcommand("bacinfer.evaluation.sweep", "evaluate all combinations of settings, also on a cluster"),
+    "collect-data": Subcommand("bacinfer.evaluation.collect_lerobot_data", "write rollouts as a LeRobot data set"),
     "train": Subcommand("bacinfer.training.train", "train the Push-T policy on its demonstrations"),
     "demo": Subcommand("bacinfer.evaluation.quickstart", "the quick start: analyse, schedule, roll out, compare"),
 }

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from bacinfer.tasks import TASKS, PushTTask, RunnerTask, make_task, task_name
+from bacinfer.tasks import TASKS, MetaWorldTask, PushTTask, RunnerTask, make_task, task_name
 from bacinfer.tasks.table import tasks_in_group, tasks_named
 
 PUSHT_RUNNER = "diffusion_policy.env_runner.pusht_keypoints_runner.PushTKeypointsRunner"
@@ -97,6 +97,7 @@ def test_table_holds_the_benchmark() -> None:
     ]
     assert TASKS["pusht"].row_name("mean_score") == "pusht"
     assert TASKS["pusht"].group == "ph"
+    assert [info.name for info in tasks_in_group("arm")] == ["drawer_open", "pick_place"]
 
 
 def test_unknown_names() -> None:
@@ -131,6 +132,13 @@ def test_pusht_of_another_kind_is_refused() -> None:
         make_task(config(PUSHT_RUNNER, "pusht_lowdim", legacy_test=False))
 
 
+def test_robot_arm() -> None:
+    target = "bacinfer.tasks.metaworld.MetaWorldTask"
+    task = make_task(config(target, "pick_place", env_name="pick-place-v3", max_steps=77))
+    assert isinstance(task, MetaWorldTask)
+    assert (task.name, task.env_name, task.n_obs_steps, task.max_steps) == ("pick_place", "pick-place-v3", 2, 77)
+
+
 def test_runner_rollout(tmp_path: Path) -> None:
     task = make_task(config(max_steps=4, n_envs=28))
     policy = CountingPolicy()
@@ -145,8 +153,9 @@ def test_runner_rollout(tmp_path: Path) -> None:
 
     again = CountingPolicy()
     torch.manual_seed(99)
-    task.rollout(again, range(100_000, 100_003))
+    task.rollout(again, range(100_000, 100_003), n_envs=2)
     assert again.noise == policy.noise
+    assert FakeRunner.closed[-1].settings.n_envs == 2
 
 
 def test_runner_rollout_of_training_starts() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bacinfer.tasks import pusht
-from bacinfer.tasks.pusht import KEYPOINTS, Episode, PushTTask, initial_state, observation
+from bacinfer.tasks.pusht import KEYPOINTS, PushTTask, initial_state, observation
 from bacinfer.tasks.video import read_video
 
 
@@ -128,7 +128,7 @@ def test_initial_state_is_in_the_documented_ranges() -> None:
 
 @pytest.mark.parametrize("seed", FIRST_OBSERVATIONS)
 def test_first_observation_is_that_of_diffusion_policy(seed: int) -> None:
-    episode = Episode(seed, n_obs_steps=2)
+    episode = PushTTask(n_obs_steps=2).episode(seed)
     assert episode.observation.shape == (2, 20)
     np.testing.assert_allclose(episode.observation, [FIRST_OBSERVATIONS[seed]] * 2, atol=3e-5, rtol=0)
 
@@ -136,7 +136,7 @@ def test_first_observation_is_that_of_diffusion_policy(seed: int) -> None:
 def test_history_holds_the_last_observations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeEnv, "rewards", (0.1, 0.2, 0.3))
     monkeypatch.setattr(pusht, "make_env", FakeEnv)
-    episode = Episode(5, n_obs_steps=2)
+    episode = PushTTask(n_obs_steps=2).episode(5)
     first = episode.observation[0]
     episode.execute(np.array([[1.0, 2.0]]))
     np.testing.assert_array_equal(episode.observation[0], first)
@@ -178,7 +178,7 @@ def test_batches_keep_their_composition(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(pusht, "make_env", FakeEnv)
     monkeypatch.setattr(FakeEnv, "rewards", (0.25,) * 16)
     policy = ScriptedPolicy()
-    PushTTask(max_steps=16).rollout(policy, range(5), batch_size=3)
+    PushTTask(max_steps=16).rollout(policy, range(5), n_envs=3)
     assert policy.batch_sizes == [3, 3, 2, 2]
 
 
@@ -213,8 +213,8 @@ def test_rollouts_repeat_and_leave_the_random_state() -> None:
 
 def test_a_batch_does_not_depend_on_the_ones_before_it() -> None:
     task, policy = PushTTask(max_steps=100), ScriptedPolicy()
-    both = task.rollout(policy, [3, 4, 100_001, 100_002], batch_size=2)
-    second = task.rollout(policy, [100_001, 100_002], batch_size=2)
+    both = task.rollout(policy, [3, 4, 100_001, 100_002], n_envs=2)
+    second = task.rollout(policy, [100_001, 100_002], n_envs=2)
     assert second.scores == pytest.approx({seed: both.scores[seed] for seed in second.scores}, abs=1e-12)
     assert max(second.scores.values()) > 0
 
@@ -270,7 +270,7 @@ def test_no_observations_asked_for() -> None:
 
 
 def test_actions_that_are_not_finite() -> None:
-    episode = Episode(1)
+    episode = PushTTask().episode(1)
     with pytest.raises(RuntimeError, match="not finite"):
         episode.execute(np.full((8, 2), np.nan))
 
@@ -278,4 +278,19 @@ def test_actions_that_are_not_finite() -> None:
 def test_missing_simulator_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gym_pusht.envs", None)
     with pytest.raises(RuntimeError, match=r"bacinfer\[sim\]"):
-        Episode(1)
+        PushTTask().rollout(ScriptedPolicy(), [1])
+
+
+def test_the_camera_does_not_see_the_action() -> None:
+    """Films show it, as a red cross."""
+    simulator = PushTTask().simulator(7)
+    simulator.step(np.array([250.0, 60.0]))
+    film, seen = simulator.render(), simulator.camera(96)
+    assert (film.shape, seen.shape) == ((384, 384, 3), (96, 96, 3))
+    assert redness(film) > 200
+    assert redness(seen) < 20
+
+
+def redness(picture: np.ndarray) -> int:
+    """How much more red than anything else the reddest pixel is."""
+    return int((picture[..., 0].astype(int) - picture[..., 1:].max(axis=-1)).max())

@@ -17,7 +17,7 @@ pytest.importorskip("diffusion_policy.env_runner.pusht_keypoints_runner")
 pytest.importorskip("gym_pusht")
 
 from bacinfer.tasks import PushTTask, RunnerTask, make_task  # noqa: E402
-from bacinfer.tasks.pusht import KEYPOINTS, Episode  # noqa: E402
+from bacinfer.tasks.pusht import KEYPOINTS  # noqa: E402
 
 GOAL = np.array([256.0, 256.0])
 MAX_STEPS = 44
@@ -81,7 +81,7 @@ def test_an_episode_of_actions(parameters: dict[str, Any], seed: int) -> None:
     env = keypoints_env.PushTKeypointsEnv(legacy=True, **parameters)
     env.seed(seed)
     expected = env.reset()[:20]
-    episode = Episode(seed, n_obs_steps=1)
+    episode = PushTTask(n_obs_steps=1).episode(seed)
     np.testing.assert_allclose(episode.observation[0], expected, **FLOAT32)
     rewards = []
     for step in range(120):

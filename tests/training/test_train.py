@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from bacinfer.policies import load_policy, read_checkpoint
+from bacinfer.tasks import MetaWorldTask, make_task
 from bacinfer.tasks.base import Rollout
 from bacinfer.training import train
 from bacinfer.training.dataset import Demonstrations, read_pusht_demonstrations
@@ -274,6 +275,43 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*command, *TINY, "training.num_epochs=4"]) == 0
     assert "step 12" in capsys.readouterr().err
     assert read_checkpoint(output / "checkpoints" / "latest.ckpt").progress("global_step") == 16
+
+
+@pytest.mark.parametrize(("task", "environment"), [("drawer_open", "drawer-open-v3"), ("pick_place", "pick-place-v3")])
+def test_the_robot_arm_s_configuration(task: str, environment: str) -> None:
+    cfg = read_config([f"task={task}"], "train_arm")
+    found = make_task(cfg)
+    assert isinstance(found, MetaWorldTask)
+    assert (found.name, found.env_name) == (task, environment)
+    assert (cfg.policy.model.input_dim, cfg.policy.model.cond_dim, cfg.policy.horizon) == (4, 10, 16)
+    assert cfg.policy.num_inference_steps == 100
+
+
+def test_the_robot_arm_s_demonstrations_are_recorded_if_there_are_none(tmp_path: Path) -> None:
+    data = tmp_path / "data" / "arm.npz"
+    command = [
+        "-o",
+        str(tmp_path / "run"),
+        "--data",
+        str(data),
+        "task=drawer_open",
+        "task.dataset.num_demonstrations=1",
+    ]
+    command += [*TINY, "training.num_epochs=1", "training.rollout_every=1", "training.rollout_episodes=1"]
+    command += ["task.env_runner.max_steps=8"]
+    assert main(command, "train_arm") == 0
+    assert load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt").obs_dim == 10
+    assert json.loads((tmp_path / "run" / "logs.jsonl").read_text().splitlines()[-1])["train_mean_score"] == 0
+    recorded = data.stat().st_mtime_ns
+    assert main([*command, "training.num_epochs=2"], "train_arm") == 0
+    assert data.stat().st_mtime_ns == recorded
+
+
+def test_a_robot_arm_s_task_has_to_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-o", str(tmp_path)], "train_arm") == 2
+    error = capsys.readouterr().err
+    assert "task=" in error
+    assert "drawer_open" in error
 
 
 def test_entries_that_follow_from_others() -> None:

@@ -20,6 +20,10 @@ def test_resuming_drops_what_will_be_repeated(tmp_path: Path) -> None:
     log.add(global_step=25, train_loss=0.1)
     assert steps(path) == [10, 20, 25]
     log.plot(tmp_path / "loss.png")
+    without_scores = (tmp_path / "loss.png").read_bytes()
+    log.add(global_step=25, train_mean_score=0.5)
+    log.plot(tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes() != without_scores
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

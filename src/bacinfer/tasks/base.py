@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ class Rollout:
         env_seconds: wall time of everything else: simulation, observations, rendering.
         num_steps: environment steps of each seed, where the task knows them.
         videos: the video of each seed that one was asked for.
+        failures: what broke each seed's episode that has no score for that reason.
     """
 
     log: Mapping[str, Any]
@@ -34,6 +35,7 @@ class Rollout:
     env_seconds: float
     num_steps: Mapping[int, int] = field(default_factory=dict)
     videos: Mapping[int, Path] = field(default_factory=dict)
+    failures: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[int, float]:
@@ -70,21 +72,52 @@ class Task(Protocol):
         noise_seed: int = 0,
         video_dir: str | Path | None = None,
         video_seeds: Sequence[int] = (),
+        n_envs: int | None = None,
     ) -> Rollout:
-        """One episode per seed. Rollouts with equal `seeds` and `noise_seed` see equal sampling noise.
+        """One episode per seed, up to `n_envs` at a time (None: the task's own number).
 
-        The process's random state is left as it was.
+        Rollouts with equal `seeds`, `noise_seed` and `n_envs` see equal sampling noise. The process's random state is
+        left as it was.
         """
         ...
 
 
-@contextmanager
-def seeded_noise(policy: Any, seed: int) -> Iterator[None]:
+class NoiseStream:
+    """Inside ``with``, torch's generators (CPU and the policy's device) are those of this stream; restored after.
+
+    A stream starts at `seed`, and each ``with`` goes on where the last one ended.
+    """
+
+    def __init__(self, policy: Any, seed: int) -> None:
+        self._device = policy_device(policy)
+        self._seed = seed
+        self._states: list[Tensor] = []
+        self._outside: list[Tensor] = []
+
+    def __enter__(self) -> None:
+        self._outside = self._get()
+        if self._states:
+            self._set(self._states)
+        else:
+            torch.manual_seed(self._seed)
+
+    def __exit__(self, *_: object) -> None:
+        self._states = self._get()
+        self._set(self._outside)
+
+    def _get(self) -> list[Tensor]:
+        cuda = [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else []
+        return [torch.get_rng_state(), *cuda]
+
+    def _set(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], self._device)
+
+
+def seeded_noise(policy: Any, seed: int) -> AbstractContextManager[None]:
     """Inside, torch's generators (CPU and the policy's device) start at `seed`; restored after."""
-    device = policy_device(policy)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+    return NoiseStream(policy, seed)
 
 
 def policy_device(policy: Any) -> torch.device:
@@ -114,7 +147,9 @@ def check_count(count: int) -> None:
         raise ValueError(f"count = {count}: expected at least one observation")
 
 
-def check_rollout(seeds: Sequence[int], video_dir: str | Path | None, video_seeds: Sequence[int]) -> None:
+def check_rollout(
+    seeds: Sequence[int], video_dir: str | Path | None, video_seeds: Sequence[int], n_envs: int | None
+) -> None:
     """Raises ValueError for arguments that no rollout can have."""
     if not seeds:
         raise ValueError("no seeds to roll out: give at least one")
@@ -124,3 +159,5 @@ def check_rollout(seeds: Sequence[int], video_dir: str | Path | None, video_seed
         raise ValueError(f"videos of {list(video_seeds)} asked for, but the seeds are {list(seeds)}")
     if video_seeds and video_dir is None:
         raise ValueError("videos asked for without a video_dir to put them in")
+    if n_envs is not None and n_envs < 1:
+        raise ValueError(f"n_envs = {n_envs}: expected at least one environment")

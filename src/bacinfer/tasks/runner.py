@@ -57,16 +57,17 @@ class RunnerTask:
         noise_seed: int = 0,
         video_dir: str | Path | None = None,
         video_seeds: Sequence[int] = (),
+        n_envs: int | None = None,
     ) -> Rollout:
         """See `Task.rollout`. The runner counts seeds up from the first one and films the first ones.
 
         Its noise is equal between two policies as long as all seeds fit into one batch of its environments
-        (``n_envs`` of the checkpoint); later batches start where the noise of the earlier ones ended.
+        (`n_envs`, or else that of the checkpoint); later batches start where the noise of the earlier ones ended.
 
         Raises:
             ValueError: seeds that are not contiguous, or videos of others than the first ones.
         """
-        check_rollout(seeds, video_dir, video_seeds)
+        check_rollout(seeds, video_dir, video_seeds, n_envs)
         if list(video_seeds) != list(seeds[: len(video_seeds)]):
             raise ValueError(
                 f"{self._runner_class.__name__} films the first seeds only, not {list(video_seeds)} of {list(seeds)}"
@@ -76,7 +77,7 @@ class RunnerTask:
             output_dir = Path(video_dir) if video_seeds and video_dir else Path(scratch)
             output_dir.mkdir(parents=True, exist_ok=True)
             with (
-                self._runner(str(output_dir), seeds, num_videos=len(video_seeds)) as runner,
+                self._runner(str(output_dir), seeds, len(video_seeds), n_envs) as runner,
                 seeded_noise(policy, noise_seed + seeds[0]),
             ):
                 start = time.perf_counter()
@@ -91,7 +92,9 @@ class RunnerTask:
         )
 
     @contextmanager
-    def _runner(self, output_dir: str, seeds: Sequence[int], num_videos: int = 0) -> Iterator[Any]:
+    def _runner(
+        self, output_dir: str, seeds: Sequence[int], num_videos: int = 0, n_envs: int | None = None
+    ) -> Iterator[Any]:
         """A runner with the checkpoint's arguments, but of these seeds; its environments are closed at the end."""
         first, count = seeds[0], len(seeds)
         kinds = {"train" if seed < FIRST_TEST_SEED else "test" for seed in seeds}
@@ -110,7 +113,7 @@ class RunnerTask:
             f"n_{kind}": count,
             f"n_{kind}_vis": num_videos,
             self._start_name(kind): first,
-            "n_envs": min(self._arguments.get("n_envs") or count, count),
+            "n_envs": min(n_envs or self._arguments.get("n_envs") or count, count),
         }
         try:
             runner = self._runner_class(output_dir=output_dir, **arguments)

@@ -1,4 +1,4 @@
-"""The tasks of the Diffusion Policy benchmark that BAC is evaluated on, as data."""
+"""The tasks that policies are evaluated on, as data: Diffusion Policy's benchmark, and a robot arm of this project."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TaskInfo:
         return self.name if len(self.metrics) == 1 else f"{self.name}_{metric}"
 
 
-GROUPS = ("ph", "mh", "lowdim")
+GROUPS = ("ph", "mh", "lowdim", "arm")
 
 TASKS: dict[str, TaskInfo] = {
     info.name: info
@@ -39,6 +39,8 @@ TASKS: dict[str, TaskInfo] = {
         TaskInfo("transport_mh", "mh"),
         TaskInfo("block_pushing", "lowdim", ("p1", "p2")),
         TaskInfo("kitchen", "lowdim", ("p_1", "p_2", "p_3", "p_4")),
+        TaskInfo("drawer_open", "arm"),
+        TaskInfo("pick_place", "arm"),
     )
 }
 
@@ -57,7 +59,7 @@ def tasks_named(names: Iterable[str]) -> list[TaskInfo]:
 
 
 def tasks_in_group(group: str) -> list[TaskInfo]:
-    """The table's rows of ``ph``, ``mh`` or ``lowdim``."""
+    """The table's rows of ``ph``, ``mh``, ``lowdim`` or ``arm``."""
     if group not in GROUPS:
         raise ValueError(f"unknown task group {group}: expected one of {', '.join(GROUPS)}")
     return [info for info in TASKS.values() if info.group == group]

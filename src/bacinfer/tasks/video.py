@@ -1,4 +1,4 @@
-"""Writing and reading mp4 files through PyAV (extra ``[sim]``)."""
+"""Writing and reading mp4 files through PyAV (extra ``[sim]`` or ``[arm]``)."""
 
 from __future__ import annotations
 
@@ -71,5 +71,5 @@ def import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise RuntimeError("videos need PyAV: pip install 'bacinfer[sim]'") from error
+        raise RuntimeError("videos need PyAV: pip install av") from error
     return av

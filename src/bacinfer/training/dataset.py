@@ -1,13 +1,15 @@
-"""Push-T demonstrations, and the windows of them that a policy is trained on."""
+"""Demonstrations, and the windows of them that a policy is trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -43,30 +45,30 @@ def read_pusht_demonstrations(path: str | Path) -> Demonstrations:
         RuntimeError: the zarr package is needed and not installed.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"no demonstrations at {path}")
     names = {"keypoint": "data/keypoint", "state": "data/state", "action": "data/action"}
     names["episode_ends"] = "meta/episode_ends"
     if path.is_dir():
         group = _open_zarr(path)
         arrays = {short: np.asarray(group[name]) for short, name in names.items() if name in group}
     else:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in names if name in archive}
-
-    if missing := names.keys() - arrays.keys():
-        raise ValueError(f"{path} lacks {sorted(missing)}; it has {sorted(arrays)}")
-    ends = arrays.pop("episode_ends")
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if set(lengths.values()) != {int(ends[-1])} or np.any(np.diff(ends, prepend=0) <= 0):
-        raise ValueError(f"{path}: episodes end at step {ends[-1]}, ascending, but the arrays have {lengths} steps")
-    keypoints = arrays["keypoint"].reshape(int(ends[-1]), -1)
+        arrays = _read_npz(path, names)
+    episode_ends = _check_episodes(path, arrays, names)
+    keypoints = arrays["keypoint"].reshape(episode_ends[-1], -1)
     obs = np.concatenate([keypoints, arrays["state"][:, :2]], axis=1)
-    return Demonstrations(
-        obs=torch.from_numpy(obs.astype(np.float32)),
-        action=torch.from_numpy(arrays["action"].astype(np.float32)),
-        episode_ends=tuple(int(end) for end in ends),
-    )
+    return _demonstrations(obs, arrays["action"], episode_ends)
+
+
+def read_demonstrations(path: str | Path) -> Demonstrations:
+    """Read the arrays ``obs``, ``action`` and ``episode_ends`` of an ``.npz`` file.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: arrays are missing or do not belong together.
+    """
+    names = ("obs", "action", "episode_ends")
+    arrays = _read_npz(Path(path), names)
+    episode_ends = _check_episodes(Path(path), arrays, names)
+    return _demonstrations(arrays["obs"], arrays["action"], episode_ends)
 
 
 def sequence_windows(
@@ -84,6 +86,31 @@ def sequence_windows(
         windows.append((first[:, None] + torch.arange(horizon)).clamp(start, end - 1))
         start = end
     return torch.cat(windows)
+
+
+def _read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Those of the named arrays that the file has."""
+    if not path.exists():
+        raise FileNotFoundError(f"no demonstrations at {path}")
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in names if name in archive}
+
+
+def _check_episodes(path: Path, arrays: Mapping[str, NDArray[Any]], names: Iterable[str]) -> tuple[int, ...]:
+    """The episodes' ends; raises ValueError if an array is missing or has another number of steps."""
+    if missing := set(names) - arrays.keys():
+        raise ValueError(f"{path} lacks {sorted(missing)}; it has {sorted(arrays)}")
+    ends = arrays["episode_ends"]
+    lengths = {name: len(array) for name, array in arrays.items() if name != "episode_ends"}
+    if set(lengths.values()) != {int(ends[-1])} or np.any(np.diff(ends, prepend=0) <= 0):
+        raise ValueError(f"{path}: episodes end at step {ends[-1]}, ascending, but the arrays have {lengths} steps")
+    return tuple(int(end) for end in ends)
+
+
+def _demonstrations(obs: NDArray[Any], action: NDArray[Any], episode_ends: tuple[int, ...]) -> Demonstrations:
+    return Demonstrations(
+        torch.from_numpy(obs.astype(np.float32)), torch.from_numpy(action.astype(np.float32)), episode_ends
+    )
 
 
 def _open_zarr(path: Path) -> Any:

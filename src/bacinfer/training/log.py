@@ -26,13 +26,23 @@ class TrainingLog:
             file.write(json.dumps(entry) + "\n")
 
     def plot(self, path: Path) -> None:
-        """Draw the training loss over the steps."""
+        """Draw the training loss over the steps, and the scores of rollouts if there are any."""
         from matplotlib.figure import Figure
 
-        points = [(entry["global_step"], entry["train_loss"]) for entry in self.entries if "train_loss" in entry]
+        losses, scores = self._series("train_loss"), self._series("train_mean_score")
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
-        axes.plot([step for step, _ in points], [loss for _, loss in points])
+        axes.plot(*losses)
         axes.set(xlabel="training step", ylabel="noise prediction error (MSE)", yscale="log")
+        if scores[0]:
+            score_axes = axes.twinx()
+            score_axes.plot(*scores, "o--", color="tab:green")
+            score_axes.set_ylabel("mean score on training seeds", color="tab:green")
+            score_axes.set_ylim(0, 1.05)
         with assets.atomic_write(path) as temporary:
             figure.savefig(temporary)
+
+    def _series(self, name: str) -> tuple[list[int], list[float]]:
+        """The steps and values of those entries that have it."""
+        entries = [entry for entry in self.entries if name in entry]
+        return [entry["global_step"] for entry in entries], [entry[name] for entry in entries]

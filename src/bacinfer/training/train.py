@@ -1,4 +1,4 @@
-"""Trains a low-dimensional transformer policy on Push-T demonstrations; a run can be interrupted and resumed."""
+"""Trains a low-dimensional transformer policy on demonstrations; a run can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -24,23 +24,33 @@ from bacinfer.policies import Checkpoint, read_checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import acting_weights, create_policy
 from bacinfer.policies.reference import LinearNormalizer
 from bacinfer.tasks import make_task
-from bacinfer.training.dataset import Demonstrations, read_pusht_demonstrations, sequence_windows
+from bacinfer.training.dataset import (
+    Demonstrations,
+    read_demonstrations,
+    read_pusht_demonstrations,
+    sequence_windows,
+)
 from bacinfer.training.ema import EMAModel
+from bacinfer.training.expert_demonstrations import record_demonstrations
 from bacinfer.training.log import TrainingLog
 
 CONFIG_DIR = Path(__file__).parent / "config"
 PRECISIONS = ("fp32", "tf32", "bf16")
+_DATA_HELP = {
+    "train_pusht": "demonstrations: an .npz file, or Diffusion Policy's pusht_cchi_v7_replay.zarr folder",
+    "train_arm": "demonstrations: an .npz file; recorded if it is not there (default: data/metaworld/TASK.npz)",
+}
 
 
-def read_config(overrides: Sequence[str] = ()) -> DictConfig:
-    """The training configuration with ``overrides`` (``key=value``), dependent entries filled in.
+def read_config(overrides: Sequence[str] = (), name: str = "train_pusht") -> DictConfig:
+    """The configuration ``config/{name}.yaml`` with ``overrides`` (``key=value``), dependent entries filled in.
 
     Raises:
-        ValueError: an override does not name an entry, or is none.
+        ValueError: an override does not name an entry, or is none; the task is not chosen.
     """
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base=None):
-            cfg = compose("train_pusht", overrides=list(overrides))
+            cfg = compose(name, overrides=list(overrides))
     except HydraException as error:
         raise ValueError(str(error).replace("\n", " ")) from error
     dependent = {
@@ -310,16 +320,28 @@ def _set_rng_state(device: torch.device, states: dict[str, bytes]) -> None:
         torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> Demonstrations:
+    """The demonstrations of a configuration's task, at its own place or at ``path``.
+
+    Those of a scripted expert are recorded if there are none yet.
+    """
+    dataset = cfg.task.dataset
+    if "zarr_path" in dataset:
+        return read_pusht_demonstrations(path or dataset.zarr_path)
+    path = path or Path(dataset.path)
+    if not path.exists():
+        record_demonstrations(path, cfg.task.env_runner.env_name, dataset.num_demonstrations, dataset.disturbed)
+    return read_demonstrations(path)
+
+
+def build_parser(config: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="train_pusht.py",
-        description="Train a low-dimensional transformer diffusion policy on Push-T demonstrations. Running the same "
-        "command again continues an interrupted run.",
+        prog=f"{config}.py",
+        description="Train a low-dimensional transformer diffusion policy on demonstrations. Running the same command "
+        "again continues an interrupted run.",
     )
     parser.add_argument("-o", "--output_dir", required=True, type=Path, help="folder of the run: checkpoints, log")
-    parser.add_argument(
-        "--data", type=Path, help="demonstrations: an .npz file, or Diffusion Policy's pusht_cchi_v7_replay.zarr folder"
-    )
+    parser.add_argument("--data", type=Path, help=_DATA_HELP[config])
     parser.add_argument(
         "--init_from", type=Path, metavar="FILE", help="start from the weights of a .ckpt or .safetensors file"
     )
@@ -328,25 +350,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="entries of training/config/train_pusht.yaml to change"
+        "overrides", nargs="*", metavar="KEY=VALUE", help=f"entries of training/config/{config}.yaml to change"
     )
     add_debug_argument(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(_run, build_parser(), argv)
+def main(argv: Sequence[str] | None = None, config: str = "train_pusht") -> int:
+    return run_command(lambda args: _run(args, config), build_parser(config), argv)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, config: str) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.export is not None:
         export_checkpoint(args.output_dir / "checkpoints" / "latest.ckpt", args.export)
         return 0
-    cfg = read_config(args.overrides)
-    demonstrations = read_pusht_demonstrations(args.data or cfg.task.dataset.zarr_path)
-    trainer = Trainer(cfg, demonstrations, args.output_dir, args.init_from)
+    cfg = read_config(args.overrides, config)
+    trainer = Trainer(cfg, load_demonstrations(cfg, args.data), args.output_dir, args.init_from)
     if trainer.global_step:
         print(f"continuing from {trainer.latest_path}, step {trainer.global_step}", file=sys.stderr)
     if not trainer.run():

@@ -1,0 +1,8 @@
+"""Trains the robot arm policies that bacinfer ships, e.g. with ``task=pick_place``; see ``--help``."""
+
+import sys
+
+from bacinfer.training.train import main
+
+if __name__ == "__main__":
+    sys.exit(main(config="train_arm"))

@@ -1,0 +1,56 @@
+"""Demonstrations of the scripted experts: what is recorded, and that it repeats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bacinfer.training import expert_demonstrations
+from bacinfer.training.dataset import read_demonstrations
+from bacinfer.training.expert_demonstrations import record_demonstrations
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "new" / "pick_place.npz"
+    record_demonstrations(path, "pick-place-v3", 3, disturbed=1.0)
+    return path
+
+
+def test_equal_arguments_give_equal_demonstrations(disturbed: Path, tmp_path: Path) -> None:
+    record_demonstrations(tmp_path / "again.npz", "pick-place-v3", 3, disturbed=1.0)
+    with np.load(disturbed) as first, np.load(tmp_path / "again.npz") as again:
+        assert set(first) == {"obs", "action", "episode_ends", "seeds"}
+        for name in first:
+            np.testing.assert_array_equal(first[name], again[name])
+        assert len(first["episode_ends"]) == len(set(first["seeds"])) == 3
+        assert max(first["seeds"]) < 10_000
+
+
+def test_they_are_clean_actions_that_solve_the_task(disturbed: Path) -> None:
+    demonstrations = read_demonstrations(disturbed)
+    assert demonstrations.obs.shape == (demonstrations.episode_ends[-1], 10)
+    assert demonstrations.action.shape == (demonstrations.episode_ends[-1], 4)
+    assert demonstrations.action.abs().max() <= 1
+    for end in demonstrations.episode_ends:
+        puck, goal = demonstrations.obs[end - 1, 4:7], demonstrations.obs[end - 1, 7:10]
+        assert (puck - goal).norm() < 0.09  # solved within 0.07, a step later
+
+
+def test_undisturbed_ones_start_where_the_task_starts(disturbed: Path, tmp_path: Path) -> None:
+    record_demonstrations(tmp_path / "plain.npz", "pick-place-v3", 3)
+    hands = {}
+    for path in (disturbed, tmp_path / "plain.npz"):
+        demonstrations = read_demonstrations(path)
+        starts = [0, *demonstrations.episode_ends[:-1]]
+        hands[path.stem] = np.abs(demonstrations.obs[starts, :3].numpy() - [0, 0.6, 0.2]).max()
+    assert hands["plain"] < 0.02 < hands["pick_place"]
+
+
+def test_an_expert_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expert_demonstrations, "MAX_STEPS", 2)
+    with pytest.raises(RuntimeError, match="solved 0 of 4 episodes"):
+        record_demonstrations(tmp_path / "none.npz", "pick-place-v3", 2)
+    assert list(tmp_path.iterdir()) == []
