@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from bacinfer.assets import atomic_write, write_text
-from bacinfer.command_options import add_debug_argument, check_device, integers, names, run_command
+from bacinfer.command_options import add_debug_argument, add_engine_argument, check_device, integers, names, run_command
 from bacinfer.evaluation.experiment import Experiment, attempt
 from bacinfer.evaluation.methods import DEFAULT_METRIC, Method
 from bacinfer.evaluation.options import add_episode_arguments
@@ -91,6 +91,7 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output_dir", metavar="O", help="where results go (default: results/ and the cache's settings)"
     )
+    add_engine_argument(parser)
     add_episode_arguments(parser)
     add_debug_argument(parser)
 
@@ -221,6 +222,7 @@ def _run_job(job: Job, directory: Path, results_dir: Path, args: argparse.Namesp
         n_envs=args.n_envs,
         latency_calls=args.latency_calls,
         device=args.device,
+        engine=args.engine,
         assets_dir=str(ASSETS_ROOT / job.task.name / "original"),
         training_seed=job.training_seed,
         checkpoint_type=None if job.training_seed is None else job.checkpoint_type,

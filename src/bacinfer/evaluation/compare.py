@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bacinfer.assets import write_text
-from bacinfer.command_options import add_policy_arguments, run_command
+from bacinfer.command_options import add_engine_argument, add_policy_arguments, run_command
 from bacinfer.evaluation.experiment import Experiment, check, run_all
 from bacinfer.evaluation.methods import GRAMMAR, PLAIN, parse_methods
 from bacinfer.evaluation.options import add_episode_arguments, add_seed_arguments, episode_settings, report_failures
@@ -16,8 +16,8 @@ from bacinfer.evaluation.pareto import plot_pareto
 from bacinfer.evaluation.table import format_methods
 
 DEFAULT_METHODS = (
-    "plain,ddim:10,ddim:16,ddim:25,uniform:10,uniform:20,unified:10,unified:20,blockwise:10,blockwise:20,"
-    "bac:5:5,bac:10:5,bac:20:5,ddim:16+bac:8:5,ddim:25+bac:10:5"
+    "plain,lossless,ddim:10+lossless,ddim:16+lossless,ddim:25+lossless,uniform:10,uniform:20,unified:10,unified:20,"
+    "blockwise:10,blockwise:20,bac:5:5,bac:10:5,bac:20:5,ddim:16+bac:8:5,ddim:25+bac:10:5"
 )
 
 
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "takes seconds (default: all of them are)",
     )
     parser.add_argument("--film", action="store_true", help="film the first episode of what is evaluated")
+    add_engine_argument(parser)
     add_episode_arguments(parser)
     add_seed_arguments(parser)
     return parser

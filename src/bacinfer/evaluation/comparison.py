@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
+from bacinfer.core.engines import AutoEngine
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.core.summary import CacheSummary
 from bacinfer.evaluation.action_error import normalised_actions, rms_difference
@@ -89,7 +91,7 @@ def evaluate(
     method: Method = PLAIN,
     schedule: CacheSchedule | None = None,
     *,
-    engine: str = "eager",
+    engine: str = AutoEngine.name,
     latency_calls: int = 20,
     noise_seed: int = 0,
     n_envs: int | None = None,
@@ -104,7 +106,7 @@ def evaluate(
         seeds: One episode each.
         observations: To time calls on and to compare actions on, see `calibration_observations`.
         schedule: What `prepare` gave for the method.
-        engine: What executes the schedule.
+        engine: What runs the schedule.
         latency_calls: How many calls are timed.
         n_envs: How many environments run at once; None for the task's own number.
         video_dir: Where the first seed's episode is filmed to; None films nothing.
@@ -119,6 +121,7 @@ def evaluate(
         rollout = task.rollout(
             policy, seeds, noise_seed=noise_seed, video_dir=video_dir, video_seeds=video_seeds, **options
         )
+        summary = summary and FastDiffusionPolicy.summary(policy)  # the first call may have decided on the engine
     return Result(cost, plain_latency or cost.latency, actions, rollout, num_inference_steps, summary)
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from bacinfer.analysis.collect_activations import file_digest
 from bacinfer.assets import RunAssets, write_json
 from bacinfer.command_options import check_device
+from bacinfer.core.engines import AutoEngine
 from bacinfer.evaluation.action_error import normalised_actions, rms_difference
 from bacinfer.evaluation.comparison import calibration_observations, evaluate
 from bacinfer.evaluation.methods import PLAIN, Method
@@ -49,6 +50,7 @@ class Experiment:
         noise_seed: of the sampling noise.
         n_envs: how many environments run at once; None for the task's own number.
         latency_calls: how many calls are timed.
+        engine: what runs the schedule.
         assets_dir: ``assets/<task>/original``, for schedules that it holds; others are found from the policy.
         optimal_steps_dir: update steps to use, and no others.
         training_seed, checkpoint_type: which checkpoint of a task this is, where it was found by those.
@@ -66,7 +68,7 @@ class Experiment:
     n_envs: int | None = None
     latency_calls: int = DEFAULT_LATENCY_CALLS
     device: str = "cpu"
-    engine: str = "eager"
+    engine: str = AutoEngine.name
     assets_dir: str | None = None
     optimal_steps_dir: str | None = None
     training_seed: int | None = None

@@ -11,6 +11,7 @@ DEFAULT_METRIC = "cosine"
 
 GRAMMAR = """\
 plain            all K steps of the policy's own scheduler, nothing cached
+lossless         the same in the engine that runs the caches: only its exact savings
 ddim:N           N deterministic DDIM steps instead of the policy's K
 uniform:M        all blocks at M evenly spaced steps: every ceil(K / M)-th
 threshold:N      all blocks at every N-th step
@@ -18,7 +19,7 @@ edit:A-B-C       all blocks at these steps
 unified:M        one ACS schedule for all blocks: M steps, from the mean similarity over the blocks, and the last one
 blockwise:M      an ACS schedule for each block: M steps, and the last one
 bac:M:N          BAC: blockwise:M, then bubbling union of the N blocks with the largest error
-ddim:N+METHOD    one of the caches above on DDIM's N steps, with schedules for those
+ddim:N+METHOD    one of the above on DDIM's N steps, with schedules for those
 A schedule is from cosine similarities; unified:M:l1, blockwise:M:l1 and bac:M:N:l1 name another metric."""
 
 
@@ -27,8 +28,8 @@ class Method:
     """How a policy samples an action.
 
     Attributes:
-        cache: which steps compute the blocks: one of ``plain`` (all), ``uniform``, ``threshold``, ``edit``,
-            ``unified``, ``bac``.
+        cache: which steps compute the blocks: one of ``plain`` and ``lossless`` (all), ``uniform``, ``threshold``,
+            ``edit``, ``unified``, ``bac``.
         num_caches: M of uniform, unified and bac.
         num_bu_blocks: of bac; 0 is block-wise ACS.
         metric: of unified and bac, whose schedules are found from the policy's residuals.
@@ -71,6 +72,7 @@ class Method:
         """The method's name in tables and pictures."""
         names = {
             "plain": "plain",
+            "lossless": "lossless",
             "uniform": "uniform",
             "threshold": "every",
             "edit": "steps",
@@ -94,6 +96,7 @@ PLAIN = Method()
 _METRIC = r"(?::(?P<metric>[a-z]\w*))?"
 _ARGUMENTS = {
     "plain": "",
+    "lossless": "",
     "uniform": r":(?P<num_caches>\d+)",
     "threshold": r":(?P<interval>\d+)",
     "edit": r":(?P<steps>\d+(?:-\d+)*)",

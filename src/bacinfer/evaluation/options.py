@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bacinfer.command_options import DEFAULT_NUM_CACHES
+from bacinfer.core.engines import LOSSLESS_ENGINES
 from bacinfer.evaluation.experiment import (
     DEFAULT_EPISODES,
     DEFAULT_FIRST_SEED,
@@ -53,8 +54,8 @@ def add_seed_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def episode_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `Experiment` from the flags of the two above, and from those of `add_policy_arguments`."""
-    names = ("checkpoint", "device", "trust_checkpoint", "n_test", "n_envs", "latency_calls", "noise_seed")
+    """Arguments of `Experiment` from the flags of the two above, `add_policy_arguments` and `add_engine_argument`."""
+    names = ("checkpoint", "device", "trust_checkpoint", "n_test", "n_envs", "latency_calls", "noise_seed", "engine")
     return {"first_seed": args.seed, **{name: getattr(args, name) for name in names}}
 
 
@@ -66,6 +67,8 @@ def cache_method(args: argparse.Namespace) -> Method:
     """
     if (args.edit_steps is not None) != (args.cache_mode == "edit"):
         raise ValueError("--edit_steps and --cache_mode edit go together")
+    if args.cache_mode == "original" and args.engine in LOSSLESS_ENGINES:
+        return Method("lossless")
     if args.cache_mode == "edit":
         return Method("edit", steps=tuple(args.edit_steps))
     if args.cache_mode == "optimal":

@@ -135,6 +135,8 @@ def _make_schedule(policy: Any, task: Task, method: Method, source: ScheduleSour
     M = method.num_caches or 1
     if M > K:
         raise ValueError(f"{method.spec}: num_caches must be in 1..{K} (K, the number of denoising steps), got {M}")
+    if method.cache == "lossless":
+        return CacheSchedule.every_step(keys, K)
     if method.cache == "uniform":
         return CacheSchedule.periodic(keys, K, -(-K // M))
     if method.cache == "threshold":

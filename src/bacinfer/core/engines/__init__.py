@@ -6,6 +6,8 @@ from bacinfer.core.engines.base import Engine
 from bacinfer.core.engines.eager import EagerEngine
 from bacinfer.core.engines.fused import AutoEngine, CudaGraphEngine, FusedEngine
 
+__all__ = ["ENGINES", "LOSSLESS_ENGINES", "AutoEngine", "Engine"]
+
 ENGINES: dict[str, type[Engine]] = {
     engine.name: engine for engine in (AutoEngine, EagerEngine, FusedEngine, CudaGraphEngine)
 }
