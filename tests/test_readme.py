@@ -33,8 +33,10 @@ def test_python_snippets_run_in_order(tmp_path: Path) -> None:
 # What makes a command of the README short enough for a test.
 SHORTER = {
     "bash shell/quickstart.sh": " --episodes 1 --latency_calls 2",
-    "bacinfer eval": " --n_test 1 --latency_calls 2 --skip_video",
-    "bash shell/main/run_bac_all.sh": " --n_test 1 --output_dir {tmp}/results",
+    "bacinfer eval": " -o {results} --n_test 1 --latency_calls 1 --skip_video",
+    "bacinfer compare": " -o {results} --n_test 1 --latency_calls 1 --methods ddim:10,ddim:4+bac:2:1",
+    "bash shell/main/": " --output_dir {results} --n_test 1 --latency_calls 1",
+    "python -m bacinfer.evaluation.sweep": " results_dir={results} n_test=1 latency_calls=1 method=ddim:4",
     "python scripts/train_pusht.py": " --data {tmp}/demos.npz -o {tmp}/run training.num_epochs=1 && ls {tmp}/run",
 }
 
@@ -61,12 +63,18 @@ def test_every_kind_of_command_is_there() -> None:
     assert "bash shell/test.sh" in commands()
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One results table for all commands, so that they evaluate the plain policy once."""
+    return tmp_path_factory.mktemp("results")
+
+
 @pytest.mark.parametrize("command", [c for c in commands() if c != "bash shell/test.sh"])
-def test_commands_run(command: str, tmp_path: Path) -> None:
+def test_commands_run(command: str, tmp_path: Path, results: Path) -> None:
     write_demonstrations(tmp_path / "demos.npz")
     for start, flags in SHORTER.items():
         if command.startswith(start):
-            command += flags.format(tmp=tmp_path)
+            command += flags.format(tmp=tmp_path, results=results)
     environment = {
         **os.environ,
         "BACINFER_VENV": sys.prefix,

@@ -30,8 +30,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, markdo
 
 
 METHOD_HEADER = [
-    *("method", "updates/block", "score ± s.e.", "difference to plain", "action error"),
-    *("GFLOPs", "latency p50 / p95 / p99", "actions/s", "speedup", "peak memory", "rollout: policy + rest"),
+    *("method", "score ± s.e.", "difference to plain", "action error", "GFLOPs"),
+    *("p50 / p95 / p99, ms", "actions/s", "speedup", "peak MB", "policy + rest, s"),
 ]
 
 
@@ -42,19 +42,17 @@ def method_cells(row: Row) -> list[str]:
     difference = "-" if row.score_difference is None or row.method == "plain" else f"{row.score_difference:+.3f}"
     if difference != "-" and row.score_difference_low is not None:
         difference += f" [{row.score_difference_low:+.3f}, {row.score_difference_high:+.3f}]"
-    milliseconds = " / ".join(f"{1e3 * t:.1f}" for t in (row.latency_p50, row.latency_p95, row.latency_p99))
     return [
         row.label,
-        f"{row.mean_updates:.1f}",
         score,
         difference,
         f"{row.action_error:.3f}",
         f"{row.flops / 1e9:.3f}",
-        f"{milliseconds} ms",
+        " / ".join(f"{1e3 * seconds:.1f}" for seconds in (row.latency_p50, row.latency_p95, row.latency_p99)),
         f"{row.actions_per_second:.1f}",
         f"{row.speedup:.2f}x",
-        "-" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f} MB",
-        f"{row.policy_seconds:.1f} + {row.env_seconds:.1f} s",
+        "-" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
+        f"{row.policy_seconds:.1f} + {row.env_seconds:.1f}",
     ]
 
 
@@ -65,7 +63,8 @@ def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
         format_table(METHOD_HEADER, [method_cells(row) for row in rows], markdown=markdown),
         "",
         f"{first.n_test} episodes from seed {first.first_seed}. Score: mean of the episodes' highest rewards; score "
-        f"difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval.",
+        f"difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval; policy + rest: time of all "
+        "episodes.",
         f"Action error: RMS, normalised units, same noise; between two draws of the plain policy's noise it is "
         f"{first.noise_error:.3f}.",
         f"Latency: {first.latency_calls} calls at batch 1, {first.threads} threads, {first.hardware}; speedup: against "
