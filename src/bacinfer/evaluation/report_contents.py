@@ -43,6 +43,7 @@ _COLUMNS = {  # what is a column of the table where its rows differ in it
     "training_seed": "training seed",
     "checkpoint_type": "checkpoint type",
     "num_inference_steps": "K",
+    "mean_updates": "updates a block",
     "first_seed": "first seed",
     "n_test": "episodes",
     "noise_seed": "noise seed",
@@ -56,7 +57,7 @@ _SORTED_BY = dict(
     zip(
         METHOD_HEADER,
         (
-            *("label", "mean_updates", "score", "score_difference", "action_error", "flops", "latency_p50"),
+            *("label", "score", "score_difference", "action_error", "flops", "latency_p50"),
             *("actions_per_second", "speedup", "peak_memory", "policy_seconds"),
         ),
         strict=True,
@@ -184,10 +185,10 @@ def facts(rows: Sequence[Row]) -> dict[str, str]:
     episodes = _each(rows, lambda row: f"{row.n_test} from seed {row.first_seed}, noise seed {row.noise_seed}")
     machines = _each(rows, lambda row: f"{row.hardware} ({row.device}), {row.threads} threads, torch {row.torch}")
     calls = _each(rows, lambda row: str(row.latency_calls))
-    finished = sorted(row.finished for row in rows)
+    finished = sorted(f"{row.finished[:16].replace('T', ' ')} UTC" for row in rows)
     return {
         "Checkpoint": _each(rows, lambda row: f"{row.checkpoint} (sha256 {row.checkpoint_sha256[:12]})"),
-        "Denoising steps K": _each(rows, lambda row: str(row.num_inference_steps)),
+        "Denoising steps": _each(rows, lambda row: f"K = {row.num_inference_steps}{' with DDIM' * bool(_sampler(row))}"),
         "Episodes": episodes,
         "Machine": machines,
         "Latency": f"{calls} calls at batch 1",
@@ -222,7 +223,9 @@ def _measured(row: Row, title: str, text: str) -> Cell:
 
 
 def _setting(value: Any) -> Cell:
-    return Cell("–" if value is None else str(value), number=float(value) if isinstance(value, int) else None)
+    if not isinstance(value, (int, float)):
+        return Cell("–" if value is None else value)
+    return Cell(f"{value:.1f}" if isinstance(value, float) else str(value), number=float(value))
 
 
 # -- the sections ------------------------------------------------------------------------------------------------
@@ -315,6 +318,7 @@ def _add_schedules(section: Section, rows: Sequence[Row], results_dir: Path, fig
         if row.metric is not None and len(drawn) < MAX_DRAWN_SCHEDULES:
             drawn.append(schedule)
     section.notes += matrices.notes
+    section.schedules.sort(key=lambda map: len({tuple(steps) for steps in map.data["steps"]}) == 1)  # block-wise first
     same_blocks = [schedule for schedule in drawn if list(schedule.update_steps) == list(drawn[0].update_steps)]
     if same_blocks:
         files = [figures / "schedules.png", figures / "schedules.svg"]
