@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ from bacinfer.core.bubbling import split_block_key
 from bacinfer.core.schedule import CacheSchedule
 
 DPI = 100
-PLAIN_TEXT = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "bacinfer"}
+PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "bacinfer"}
 """Settings of matplotlib for a drawing: text as it is, dollar signs included, and the same file each time."""
 
 _SELECTED, _OTHER = "#2b5b84", "#a9bed0"

@@ -188,7 +188,9 @@ def facts(rows: Sequence[Row]) -> dict[str, str]:
     finished = sorted(f"{row.finished[:16].replace('T', ' ')} UTC" for row in rows)
     return {
         "Checkpoint": _each(rows, lambda row: f"{row.checkpoint} (sha256 {row.checkpoint_sha256[:12]})"),
-        "Denoising steps": _each(rows, lambda row: f"K = {row.num_inference_steps}{' with DDIM' * bool(_sampler(row))}"),
+        "Denoising steps": _each(
+            rows, lambda row: f"K = {row.num_inference_steps}{' with DDIM' * bool(_sampler(row))}"
+        ),
         "Episodes": episodes,
         "Machine": machines,
         "Latency": f"{calls} calls at batch 1",
@@ -285,7 +287,7 @@ def _add_films(comparison: Comparison, rows: Sequence[Row], results_dir: Path) -
             video = path.read_bytes()
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of the scores' file
             comparison.notes.append(f"The video of {row.label} cannot be shown: {error!r}")
             continue
         size += len(video)
@@ -294,7 +296,9 @@ def _add_films(comparison: Comparison, rows: Sequence[Row], results_dir: Path) -
             break
         comparison.films.append(Film(caption, f"data:video/mp4;base64,{b64encode(video).decode()}"))
     if not comparison.films:
-        comparison.notes.append(f"No episode was filmed; bacinfer compare --film films the first, seed {rows[0].first_seed}.")
+        comparison.notes.append(
+            f"No episode was filmed; bacinfer compare --film films the first, seed {rows[0].first_seed}."
+        )
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------
@@ -303,7 +307,7 @@ def _add_films(comparison: Comparison, rows: Sequence[Row], results_dir: Path) -
 def _add_schedules(section: Section, rows: Sequence[Row], results_dir: Path, figures: Path) -> None:
     """Each schedule once, whatever episodes it was evaluated on."""
     done: set[tuple[str, CacheSchedule]] = set()
-    drawn = []
+    drawn: list[CacheSchedule] = []
     matrices = _Matrices(rows, results_dir)
     for row in rows:
         if row.engine is None:  # nothing was cached
@@ -314,7 +318,10 @@ def _add_schedules(section: Section, rows: Sequence[Row], results_dir: Path, fig
         done.add((row.label, schedule))
         selected = _selected(row, results_dir, section.notes)
         similarity, found = matrices.of(row)
-        section.schedules.append(schedule_map(row.label, schedule, selected, similarity, found))
+        drawing = _read(section.notes, schedule_map, row.label, schedule, selected, similarity, found)
+        if drawing is None:
+            continue
+        section.schedules.append(drawing)
         if row.metric is not None and len(drawn) < MAX_DRAWN_SCHEDULES:
             drawn.append(schedule)
     section.notes += matrices.notes
@@ -328,11 +335,14 @@ def _add_schedules(section: Section, rows: Sequence[Row], results_dir: Path, fig
 
 def _read_schedule(path: Path) -> CacheSchedule:
     try:
-        return CacheSchedule.from_json(path.read_text())
+        schedule = CacheSchedule.from_json(path.read_text())
     except FileNotFoundError:
         raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if not schedule.update_steps:
+        raise ValueError(f"{path} lists no blocks")
+    return schedule
 
 
 def _selected(row: Row, results_dir: Path, found_missing: list[str]) -> Mapping[str, float]:
@@ -354,7 +364,7 @@ def schedule_map(
         ValueError: a block key has no layer.
     """
     blocks = list(schedule.update_steps)
-    prefix = commonprefix(blocks)
+    prefix = commonprefix(blocks)  # noqa: RUF071 (of characters, these are no paths)
     prefix = prefix[: prefix.rfind(".") + 1]
     layers = list(dict.fromkeys(split_block_key(block)[0] for block in blocks))
     rows = [
@@ -374,7 +384,9 @@ def schedule_map(
         "similarities": [_reuse_similarities(schedule, block, matrices or {}) for block in blocks],
     }
     updates = "".join(
-        f"M{start} {n}h{length}v1h-{length}z" for n, block in enumerate(blocks) for start, length in _runs(schedule, block)
+        f"M{start} {n}h{length}v1h-{length}z"
+        for n, block in enumerate(blocks)
+        for start, length in _runs(schedule, block)
     )
     mean = sum(row.num_updates for row in rows) / max(1, len(rows))
     return ScheduleMap(method, mean, schedule.num_inference_steps, prefix, rows, updates, similarity, data)
@@ -449,7 +461,9 @@ def _add_analyses(section: Section, rows: Sequence[Row], results_dir: Path, figu
     if not by_assets:
         section.notes.append("No method here has a schedule that was found from similarities between denoising steps.")
     for number, (directory, users) in enumerate(by_assets.items()):
-        section.analyses.append(_analysis(RunAssets(directory), users, figures / _slug(f"analysis-{number}-{directory.name}")))
+        section.analyses.append(
+            _analysis(RunAssets(directory), users, figures / _slug(f"analysis-{number}-{directory.name}"))
+        )
 
 
 def _analysis(run: RunAssets, rows: Sequence[Row], figures: Path) -> Analysis:
