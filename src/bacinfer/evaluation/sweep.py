@@ -72,7 +72,7 @@ class PrintTable(Callback):
         print(format_table(["task", "seed", "noise seed", *METHOD_HEADER], cells))
 
 
-@hydra.main(version_base=None, config_path="config", config_name="sweep")
+@hydra.main(version_base=None, config_path=str(Path(__file__).parent / "config"), config_name="sweep")
 def job(cfg: DictConfig) -> float | None:
     """One evaluation; its score is what a sweeper may optimise."""
     if cfg.threads is not None:
