@@ -209,7 +209,8 @@ def main() -> None:
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
     print(
         f"{name}, {args.threads} threads, torch {torch.__version__}\n"
-        f"8 layers, 4 heads, n_emb {args.n_emb}, horizon 16, K = 100, BAC with M = {NUM_CACHES} and {NUM_BU_BLOCKS} BU blocks; medians of {args.calls} calls"
+        f"8 layers, 4 heads, n_emb {args.n_emb}, horizon 16, K = 100, BAC with M = {NUM_CACHES} and {NUM_BU_BLOCKS} BU "
+        f"blocks; medians of {args.calls} calls"
     )
     measure = measure_cuda if args.device == "cuda" else measure_cpu
     measure(args.n_emb, args.calls)

@@ -32,6 +32,7 @@ SUBCOMMANDS = {
     "compare": Subcommand(
         "bacinfer.evaluation.compare", "evaluate a set of methods, caches and DDIM, and draw the Pareto picture"
     ),
+    "report": Subcommand("bacinfer.evaluation.report", "write a results directory as one HTML page, with its pictures"),
     "batch": Subcommand("bacinfer.evaluation.batch", "evaluate many tasks, seeds and checkpoints, into one CSV"),
     "sweep": Subcommand("bacinfer.evaluation.sweep", "evaluate all combinations of settings, also on a cluster"),
     "collect-data": Subcommand("bacinfer.evaluation.collect_lerobot_data", "write rollouts as a LeRobot data set"),

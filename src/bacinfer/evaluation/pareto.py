@@ -7,19 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bacinfer.assets import atomic_write
+from bacinfer.analysis.plots import PLAIN_TEXT, save_figure
 from bacinfer.evaluation.results_table import Row
 
 _QUALITIES = {"score": "mean score", "action_error": "RMS action error, normalised"}
+_MAX_NAMED = 60  # of more methods than these the numbers cannot be read, and take a minute to draw
 _NUMBER = r"(?:BU )?\b\d+"
 
 
+@rc_context(PLAIN_TEXT)
 def plot_pareto(rows: Sequence[Row], path: Path) -> list[Path]:
     """Mean score and action error against latency and FLOPs, with 95 % intervals; the methods of a kind are joined.
 
@@ -62,9 +63,7 @@ def plot_pareto(rows: Sequence[Row], path: Path) -> list[Path]:
     episodes = f"{first.task}, {first.n_test} episodes from seed {first.first_seed}"
     figure.supxlabel(f"{episodes}; {first.hardware}, {first.threads} threads", fontsize=8)
     written = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    with atomic_write(written[0]) as png, atomic_write(written[1]) as svg:
-        FigureCanvasAgg(figure).print_png(str(png))
-        FigureCanvasSVG(figure).print_svg(str(svg))
+    save_figure(figure, *written)
     return written
 
 
@@ -90,9 +89,12 @@ def _plot(axes: Axes, rows: Sequence[Row], cost: Callable[[Row], float], quality
         }
         intervals = [_interval(row, quality) for row in methods]
         axes.errorbar(x, y, yerr=list(zip(*intervals, strict=True)) or None, label=name, color=colour, **style)
+        if len(rows) > _MAX_NAMED:
+            continue
         for row, point in zip(methods, zip(x, y, strict=True), strict=True):
             numbers = ", ".join(re.findall(_NUMBER, row.label)) or row.label
-            axes.annotate(numbers, point, (5, 4), textcoords="offset points", fontsize=7, color=colour)
+            label: dict[str, Any] = {"fontsize": 7, "color": colour, "in_layout": False}
+            axes.annotate(numbers, point, (5, 4), textcoords="offset points", **label)
 
 
 def _interval(row: Row, quality: str) -> tuple[float, float]:

@@ -69,12 +69,13 @@ def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
         f"{first.noise_error:.3f}.",
         f"Latency: {first.latency_calls} calls at batch 1, {first.threads} threads, {first.hardware}; speedup: against "
         "the plain policy, timed just before.",
-        *_notes(rows),
+        *notes(rows),
     ]
     return "\n".join(lines)
 
 
-def _notes(rows: Iterable[Row]) -> Iterable[str]:
+def notes(rows: Iterable[Row]) -> Iterable[str]:
+    """What the table has no column for: results of a task's parts, and crashed episodes."""
     for row in rows:
         if row.sub_scores:
             parts = []

@@ -23,17 +23,24 @@ def write_side_by_side(output: str | Path, results_dir: str | Path, rows: Sequen
     Raises:
         FileNotFoundError: an episode was not filmed.
     """
-    videos = {}
-    for row in rows:
-        directory = Path(results_dir) / row.directory
-        video = directory / "media" / f"{row.first_seed}.mp4"
-        if not video.is_file():
-            raise FileNotFoundError(
-                f"{row.label} was evaluated without a film, there is no {video}: pass --force to evaluate it again"
-            )
-        score = json.loads((directory / SCORES_FILE).read_text())["scores"].get(str(row.first_seed))
-        videos[row.label if score is None else f"{row.label}: score {score:.2f}"] = video
+    videos = dict(film(results_dir, row) for row in rows)
     return side_by_side(output, videos)
+
+
+def film(results_dir: str | Path, row: Row) -> tuple[str, Path]:
+    """A caption, the method and its score, and the video of a run's first episode.
+
+    Raises:
+        FileNotFoundError: the episode was not filmed.
+    """
+    directory = Path(results_dir) / row.directory
+    video = directory / "media" / f"{row.first_seed}.mp4"
+    if not video.is_file():
+        raise FileNotFoundError(
+            f"{row.label} was evaluated without a film, there is no {video}: pass --force to evaluate it again"
+        )
+    score = json.loads((directory / SCORES_FILE).read_text())["scores"].get(str(row.first_seed))
+    return (row.label if score is None else f"{row.label}: score {score:.2f}"), video
 
 
 def side_by_side(output: str | Path, videos: Mapping[str, str | Path]) -> Path:
