@@ -36,7 +36,7 @@ def test_every_step_is_that_of_diffusers(
         assert step.draws_noise == drew
         generator.set_state(before)
         noise = torch.randn(x.shape, generator=generator) if drew else 0.0
-        x0 = step.a * x + step.b * y
+        x0 = (step.a * x + step.b * y) / step.s
         x0 = x0 if sampler.clip is None else x0.clamp(-sampler.clip, sampler.clip)
         found = step.c * x0 + step.d * x + step.e * y + step.sigma * noise
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

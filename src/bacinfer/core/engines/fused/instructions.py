@@ -201,7 +201,7 @@ class Step:
     def run(self, buffers: Buffers) -> None:
         step, x, y, x0 = self.step, buffers.trajectory, buffers.predicted, buffers.x0
         torch.mul(x, step.a, out=x0)
-        x0.add_(y, alpha=step.b)
+        x0.add_(y, alpha=step.b).div_(step.s)
         if self.clip is not None:
             x0.clamp_(-self.clip, self.clip)
         x.mul_(step.d).add_(x0, alpha=step.c)

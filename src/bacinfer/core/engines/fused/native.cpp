@@ -73,7 +73,7 @@ enum Operation : int32_t {
     LOAD_TIME,      // slot 0 of a condition = source [2, H, D] (stride between the two: last), offset [H]
     FOLD,           // slots last.. of a condition = folded source [B, count, D]
     PREDICT,        // output = head(norm(x))
-    STEP            // x0 = clamp(a x + b y); x = c x0 + d x + e y + noise
+    STEP            // x0 = clamp((a x + b y) / s); x = c x0 + d x + e y + noise
 };
 
 struct Instruction {
@@ -81,7 +81,7 @@ struct Instruction {
     int32_t first;
     int32_t last;
     int32_t count;
-    float coefficients[5];
+    float coefficients[6];
     const float* source;
     const float* offset;
 };
@@ -499,8 +499,8 @@ struct Member {
         const float* c = instruction.coefficients;
         each_trajectory_value(begin, end, [&](int64_t token, int64_t i) {
             const float x = p.tokens[token], y = p.output[token];
-            const float x0 = std::min(std::max(c[0] * x + c[1] * y, -p.clip), p.clip);
-            p.tokens[token] = c[2] * x0 + c[3] * x + c[4] * y + (instruction.source ? instruction.source[i] : 0.0f);
+            const float x0 = std::min(std::max((c[0] * x + c[1] * y) * c[2], -p.clip), p.clip);
+            p.tokens[token] = c[3] * x0 + c[4] * x + c[5] * y + (instruction.source ? instruction.source[i] : 0.0f);
         });
     }
 };

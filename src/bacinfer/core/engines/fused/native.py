@@ -57,7 +57,7 @@ class _Block(ctypes.Structure):
 class _Instruction(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("operation", "first", "last", "count")),
-        ("coefficients", c_float * 5),
+        ("coefficients", c_float * 6),
         *((name, c_void_p) for name in ("source", "offset")),
     )
 
@@ -198,7 +198,7 @@ class NativeProgram:
             return {**operands, "source": self._pointer(tokens)}
         if isinstance(instruction, Step):
             step, draw = instruction.step, instruction.draw
-            coefficients = (c_float * 5)(step.a, step.b, step.c, step.d, step.e)
+            coefficients = (c_float * 6)(step.a, step.b, 1 / step.s, step.c, step.d, step.e)
             return {
                 "coefficients": coefficients,
                 "source": None if draw is None else self._pointer(buffers.noise[draw]),
