@@ -196,6 +196,16 @@ def test_half_precision_weights() -> None:
     assert 1e-5 < (halved - exact).abs().max() < 0.2
 
 
+def test_double_precision_weights() -> None:
+    policy = make_policy()
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.double()
+    plain = {"cache_threshold": 3}
+    found, expected = act_with(policy, "fused", **plain), act_with(policy, "eager", **plain)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # coefficients are single
+
+
 # -- what may change between calls -----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -135,7 +136,7 @@ class ProgramCache:
         try:
             policy.num_inference_steps = steps
             # where weights are halves, the layers around them take single precision only under autocast
-            with torch.autocast(call.given.device.type, dtype, enabled=dtype != torch.float32):
+            with torch.autocast(call.given.device.type, dtype) if dtype.itemsize == 2 else nullcontext():
                 expected = plain(call)
         finally:
             policy.num_inference_steps = K
@@ -164,9 +165,11 @@ def dtype_of_products(model: Any) -> torch.dtype:
     """What matrix products run in: autocast's dtype where it is on, otherwise that of the weights."""
     weights: Tensor = model.pos_emb
     device = weights.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return weights.dtype
+    if hasattr(torch, "get_autocast_dtype"):  # PyTorch 2.4
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights.dtype
+    if device == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else weights.dtype
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else weights.dtype
 
 
 def _signature(tensor: Tensor | None) -> Any:
