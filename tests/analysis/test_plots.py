@@ -75,6 +75,6 @@ def test_text_in_an_svg_is_text_as_it_is(tmp_path: Path) -> None:
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a .png or .svg"):
+    with pytest.raises(ValueError, match=r"expected a \.png or \.svg"):
         plot_block_errors({BLOCKS[0]: 1.0}, [], tmp_path / "a.jpg")
     assert list(tmp_path.iterdir()) == []
