@@ -276,12 +276,13 @@ def _comparison(rows: Sequence[Row], results_dir: Path, figures: Path) -> Compar
 
 
 def _add_films(comparison: Comparison, rows: Sequence[Row], results_dir: Path) -> None:
-    size = 0
+    size = not_filmed = 0
     for row in rows:
         try:
             caption, path = film(results_dir, row)
             video = path.read_bytes()
         except FileNotFoundError:
+            not_filmed += 1
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of the scores' file
             comparison.notes.append(f"The video of {row.label} cannot be shown: {error!r}")
@@ -291,6 +292,8 @@ def _add_films(comparison: Comparison, rows: Sequence[Row], results_dir: Path) -
             comparison.notes.append(f"Further videos would make the page too large, such as {path}.")
             break
         comparison.films.append(Film(caption, f"data:video/mp4;base64,{b64encode(video).decode()}"))
+    if comparison.films and not_filmed:
+        comparison.notes.append(f"{not_filmed} of the {len(rows)} methods were not filmed.")
     if not comparison.films:
         comparison.notes.append(
             f"No episode was filmed; bacinfer compare --film films the first, seed {rows[0].first_seed}."
