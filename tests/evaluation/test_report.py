@@ -126,7 +126,7 @@ def test_what_files_say_is_text(results: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("runs/bac/media", "plain: score"),
+        ("runs/bac/media", "1 of the 2 methods were not filmed"),
         ("runs/bac/schedule.json", "schedule.json"),
         (ASSETS, "assets directory is no longer there"),
         (f"{ASSETS}/similarity_matrices.npz", "no similarity_matrices.npz"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from os.path import commonprefix
@@ -66,6 +66,7 @@ _SORTED_BY = dict(
 _INTERVALS = {"score ± s.e.": "score", "action error": "action_error"}
 
 T = TypeVar("T")
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -235,10 +236,7 @@ def _setting(value: Any) -> Cell:
 
 def comparisons(rows: Iterable[Row]) -> list[list[Row]]:
     """The rows that can be compared with each other: of one checkpoint, on the same episodes, on one kind of device."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(getattr(row, name) for name in _COMPARABLE), []).append(row)
-    return list(groups.values())
+    return list(_grouped(rows, lambda row: tuple(getattr(row, name) for name in _COMPARABLE)).values())
 
 
 def sections(groups: Sequence[Sequence[Row]], results_dir: Path, figures: Path) -> Iterator[Section]:
@@ -247,11 +245,8 @@ def sections(groups: Sequence[Sequence[Row]], results_dir: Path, figures: Path) 
     Args:
         groups: From `comparisons`.
     """
-    by_checkpoint = sorted(groups, key=lambda group: group[0].checkpoint_sha256)
-    order = list(dict.fromkeys(group[0].checkpoint_sha256 for group in groups))
-    found = {sha: list(of) for sha, of in groupby(by_checkpoint, lambda group: group[0].checkpoint_sha256)}
-    for sha256 in order:
-        rows = [row for group in found[sha256] for row in group]
+    for sha256, own in _grouped(groups, lambda group: group[0].checkpoint_sha256).items():
+        rows = [row for group in own for row in group]
         first = rows[0]
         name = _slug(f"{first.task}-{sha256[:8]}")
         directory = figures / name
@@ -259,7 +254,7 @@ def sections(groups: Sequence[Sequence[Row]], results_dir: Path, figures: Path) 
             f"{first.task}: {Path(first.checkpoint).name}",
             name,
             facts(rows),
-            [_comparison(group, results_dir, directory) for group in found[sha256]],
+            [_comparison(group, results_dir, directory) for group in own],
         )
         _add_schedules(section, rows, results_dir, directory)
         _add_analyses(section, rows, results_dir, directory)
@@ -269,9 +264,10 @@ def sections(groups: Sequence[Sequence[Row]], results_dir: Path, figures: Path) 
 def _comparison(rows: Sequence[Row], results_dir: Path, figures: Path) -> Comparison:
     first = rows[0]
     title = f"{first.n_test} episodes from seed {first.first_seed}, noise seed {first.noise_seed}, {first.device}"
+    title += "" if first.n_envs is None else f", {first.n_envs} environments at once"
     comparison = Comparison(title, notes=list(notes(rows)))
     if len(rows) > 1:
-        path = figures / _slug(f"pareto-{first.n_test}-from-{first.first_seed}-noise-{first.noise_seed}-{first.device}")
+        path = figures / _slug(f"pareto-{title}")
         comparison.pareto = _picture("Score and action error against cost", plot_pareto(rows, path))
     else:
         comparison.notes.append("One method alone has no Pareto picture; bacinfer compare evaluates several.")
@@ -280,12 +276,13 @@ def _comparison(rows: Sequence[Row], results_dir: Path, figures: Path) -> Compar
 
 
 def _add_films(comparison: Comparison, rows: Sequence[Row], results_dir: Path) -> None:
-    size = 0
+    size = not_filmed = 0
     for row in rows:
         try:
             caption, path = film(results_dir, row)
             video = path.read_bytes()
         except FileNotFoundError:
+            not_filmed += 1
             continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # of the scores' file
             comparison.notes.append(f"The video of {row.label} cannot be shown: {error!r}")
@@ -295,6 +292,8 @@ def _add_films(comparison: Comparison, rows: Sequence[Row], results_dir: Path) -
             comparison.notes.append(f"Further videos would make the page too large, such as {path}.")
             break
         comparison.films.append(Film(caption, f"data:video/mp4;base64,{b64encode(video).decode()}"))
+    if comparison.films and not_filmed:
+        comparison.notes.append(f"{not_filmed} of the {len(rows)} methods were not filmed.")
     if not comparison.films:
         comparison.notes.append(
             f"No episode was filmed; bacinfer compare --film films the first, seed {rows[0].first_seed}."
@@ -336,8 +335,6 @@ def _add_schedules(section: Section, rows: Sequence[Row], results_dir: Path, fig
 def _read_schedule(path: Path) -> CacheSchedule:
     try:
         schedule = CacheSchedule.from_json(path.read_text())
-    except FileNotFoundError:
-        raise
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if not schedule.update_steps:
@@ -404,10 +401,10 @@ def _reuse_similarities(
     schedule: CacheSchedule, block: str, matrices: Mapping[str, Array]
 ) -> list[float | None] | None:
     """At each step the similarity to the step whose residual is reused; None without matrices of this K."""
-    K = schedule.num_inference_steps
-    if block not in matrices or matrices[block].shape != (K, K):
+    num_steps = schedule.num_inference_steps
+    if block not in matrices or matrices[block].shape != (num_steps, num_steps):
         return None
-    steps = np.arange(K)
+    steps = np.arange(num_steps)
     updated = np.array(schedule.update_mask(block))
     source = np.maximum.accumulate(np.where(updated, steps, 0))
     values = matrices[block][source, steps].tolist()
@@ -454,10 +451,8 @@ def _sampler(row: Row) -> str:
 
 
 def _add_analyses(section: Section, rows: Sequence[Row], results_dir: Path, figures: Path) -> None:
-    by_assets: dict[Path, list[Row]] = {}
-    for row in rows:
-        if row.assets is not None:
-            by_assets.setdefault(assets_of(row, results_dir).directory, []).append(row)
+    analysed = [row for row in rows if row.assets is not None]
+    by_assets = _grouped(analysed, lambda row: assets_of(row, results_dir).directory)
     if not by_assets:
         section.notes.append("No method here has a schedule that was found from similarities between denoising steps.")
     for number, (directory, users) in enumerate(by_assets.items()):
@@ -504,6 +499,14 @@ def _read(missing: list[str], read: Callable[..., T], *args: Any) -> T | None:
         if str(error) not in missing:
             missing.append(str(error))
         return None
+
+
+def _grouped(items: Iterable[T], key: Callable[[T], Key]) -> dict[Key, list[T]]:
+    """In the order in which the keys appear."""
+    groups: dict[Key, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def _picture(title: str, files: list[Path]) -> Picture:
