@@ -1,4 +1,4 @@
-"""How much the environments add to the time of a policy that is rolled out, for the plain and the cached policy.
+"""How much environments add to a policy's own time when episodes are rolled out, for the plain and the cached policy.
 
     python benchmarks/rollouts.py [--task pusht] [--episodes 50] [--num_threads 1] [--n_workers N]
 

@@ -3,6 +3,13 @@
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install test
 
+# The report is tested in Chromium where that can be had; elsewhere those tests are skipped and say so.
+if ! command -v chromedriver >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+    echo "installing chromium for the tests of the report ..." >&2
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
+        chromium chromium-driver; } >/dev/null || echo "chromium could not be installed" >&2
+fi
+
 BIN="$(dirname "$PYTHON")"
 "$BIN/ruff" format --check .
 "$BIN/ruff" check .

@@ -42,12 +42,17 @@ class WalkSimulator:
     def render(self) -> Frame:
         return np.full((32, 48, 3), min(self._steps * 10, 255), dtype=np.uint8)
 
+    def camera(self, size: int) -> Frame:
+        return np.full((size, size, 3), min(self._steps * 5, 255), dtype=np.uint8)
+
 
 class WalkTask(SimulatedTask):
     """`faults`: the episode of a seed breaks at its ``start``, at a ``step``, or its process dies (``die``)."""
 
     name = "walk"
     fps = 5
+    description = "Walk."
+    robot_state = slice(0, 1)
 
     def __init__(self, max_steps: int = 40, faults: Mapping[int, str] | None = None) -> None:
         super().__init__(n_obs_steps=2, max_steps=max_steps)

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evaluation.report_helpers import write_results
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -32,9 +34,12 @@ def test_python_snippets_run_in_order(tmp_path: Path) -> None:
 
 # What makes a command of the README short enough for a test.
 SHORTER = {
+    "python scripts/collect_lerobot_data.py": " --num_episodes 1 --output_dir {tmp}/lerobot",
     "bash shell/quickstart.sh": " --episodes 1 --latency_calls 2",
-    "bacinfer eval": " --n_test 1 --latency_calls 2 --skip_video",
-    "bash shell/main/run_bac_all.sh": " --n_test 1 --output_dir {tmp}/results",
+    "bacinfer eval": " -o {results} --n_test 1 --latency_calls 1 --skip_video",
+    "bacinfer compare": " -o {results} --n_test 1 --latency_calls 1 --methods ddim:10,ddim:4+bac:2:1",
+    "bash shell/main/": " --output_dir {results} --n_test 1 --latency_calls 1",
+    "python -m bacinfer.evaluation.sweep": " results_dir={results} n_test=1 latency_calls=1 method=ddim:4",
     "python scripts/train_pusht.py": " --data {tmp}/demos.npz -o {tmp}/run training.num_epochs=1 && ls {tmp}/run",
     "python scripts/train_arm.py": " --data {tmp}/arm.npz -o {tmp}/run task.dataset.num_demonstrations=1"
     " training.num_epochs=1 && ls {tmp}/run",
@@ -63,12 +68,20 @@ def test_every_kind_of_command_is_there() -> None:
     assert "bash shell/test.sh" in commands()
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One results table for all commands, so that they evaluate the plain policy once."""
+    return tmp_path_factory.mktemp("results")
+
+
 @pytest.mark.parametrize("command", [c for c in commands() if c != "bash shell/test.sh"])
-def test_commands_run(command: str, tmp_path: Path) -> None:
+def test_commands_run(command: str, tmp_path: Path, results: Path) -> None:
     write_demonstrations(tmp_path / "demos.npz")
     for start, flags in SHORTER.items():
         if command.startswith(start):
-            command += flags.format(tmp=tmp_path)
+            command += flags.format(tmp=tmp_path, results=results)
+    if command.startswith("bacinfer report"):  # of the comparison before it, which ran elsewhere, if it did yet
+        command = f"bacinfer report {write_results(tmp_path / 'compare')}"
     environment = {
         **os.environ,
         "BACINFER_VENV": sys.prefix,

@@ -29,7 +29,13 @@ SUBCOMMANDS = {
     "info": Subcommand("bacinfer.analysis.steps_report", "print the update steps and counts of a schedule"),
     "run": Subcommand("bacinfer.analysis.run_policy", "run a policy once, with or without a cache"),
     "eval": Subcommand("bacinfer.evaluation.evaluate", "score, latency and FLOPs of the plain and the cached policy"),
+    "compare": Subcommand(
+        "bacinfer.evaluation.compare", "evaluate a set of methods, caches and DDIM, and draw the Pareto picture"
+    ),
+    "report": Subcommand("bacinfer.evaluation.report", "write a results directory as one HTML page, with its pictures"),
     "batch": Subcommand("bacinfer.evaluation.batch", "evaluate many tasks, seeds and checkpoints, into one CSV"),
+    "sweep": Subcommand("bacinfer.evaluation.sweep", "evaluate all combinations of settings, also on a cluster"),
+    "collect-data": Subcommand("bacinfer.evaluation.collect_lerobot_data", "write rollouts as a LeRobot data set"),
     "train": Subcommand("bacinfer.training.train", "train the Push-T policy on its demonstrations"),
     "demo": Subcommand("bacinfer.evaluation.quickstart", "the quick start: analyse, schedule, roll out, compare"),
 }

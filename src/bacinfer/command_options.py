@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bacinfer.core.diffusion_cache_wrapper import CACHE_MODES, FastDiffusionPolicy
+from bacinfer.core.engines import ENGINES, AutoEngine
 from bacinfer.policies import Checkpoint, build_policy, read_checkpoint
 
 DEFAULT_NUM_CACHES = 10
@@ -108,6 +109,19 @@ def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
         help="optimal: blocks that bubbling union extends (default: 0)",
     )
     group.add_argument("--edit_steps", type=integers, metavar="0,20,40", help="edit: update steps of all blocks")
+    add_engine_argument(group)
+
+
+def add_engine_argument(parser: argparse._ActionsContainer) -> None:
+    """--engine"""
+    parser.add_argument(
+        "--engine",
+        choices=tuple(ENGINES),
+        default=AutoEngine.name,
+        help="what runs the schedule: auto, the fastest that can; eager, layer by layer; fused, the whole denoising "
+        "loop as one program; cuda_graph, as one CUDA graph. With --cache_mode original the last two are lossless "
+        "(default: %(default)s)",
+    )
 
 
 def apply_cache_arguments(policy: Any, args: argparse.Namespace) -> Any:
@@ -125,6 +139,7 @@ def apply_cache_arguments(policy: Any, args: argparse.Namespace) -> Any:
         cache_mode=args.cache_mode,
         num_bu_blocks=args.num_bu_blocks,
         edit_steps=args.edit_steps,
+        engine=args.engine,
     )
 
 

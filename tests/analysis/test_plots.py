@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from matplotlib.image import imread
 
-from bacinfer.analysis.plots import plot_schedules, plot_similarities
+from bacinfer.analysis.plots import plot_block_errors, plot_schedules, plot_similarities
 from bacinfer.core.schedule import CacheSchedule
 
 BLOCKS = [f"decoder.layers.{layer}_{kind}" for layer in range(3) for kind in ("sa_block", "mha_block", "ff_block")]
@@ -49,3 +50,31 @@ def test_heat_maps_show_each_block_in_its_own_range(tmp_path: Path) -> None:
     coloured = np.ptp(equal[..., :3], axis=-1) > 0.1
     assert coloured.mean() > 0.3
     np.testing.assert_allclose(equal[coloured], scaled_image[coloured], atol=0.02)
+
+
+def test_selected_blocks_have_dark_bars(tmp_path: Path) -> None:
+    errors = dict.fromkeys(BLOCKS, 1.0)
+
+    def share_of_dark_bars(selected: list[str]) -> float:
+        plot_block_errors(errors, selected, tmp_path / "errors.png")
+        pixels = imread(tmp_path / "errors.png")[..., :3]
+        return float((np.abs(pixels - np.array([0x2B, 0x5B, 0x84]) / 255).max(axis=-1) < 0.02).mean())
+
+    one, three = share_of_dark_bars(BLOCKS[:1]), share_of_dark_bars(BLOCKS[2:5])
+    assert share_of_dark_bars([]) == 0
+    assert 2.5 < three / one < 3.5
+
+
+def test_text_in_an_svg_is_text_as_it_is(tmp_path: Path) -> None:
+    plot_schedules([CacheSchedule.periodic(BLOCKS, 20, 5)], tmp_path / "a.svg")
+    schedule = CacheSchedule.unified(BLOCKS, 20, [0], label="$x_$ <b>")
+    plot_schedules([schedule], tmp_path / "b.svg", tmp_path / "b.png")
+    assert "threshold 5</text>" in (tmp_path / "a.svg").read_text()
+    assert "$x_$ &lt;b&gt;</text>" in (tmp_path / "b.svg").read_text()
+    assert (tmp_path / "b.png").is_file()
+
+
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a \.png or \.svg"):
+        plot_block_errors({BLOCKS[0]: 1.0}, [], tmp_path / "a.jpg")
+    assert list(tmp_path.iterdir()) == []

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bacinfer.evaluation import batch, evaluate
+from bacinfer.evaluation import ablation_bac, batch, experiment, run_uniform_all
+from bacinfer.evaluation.experiment import Experiment
+from bacinfer.evaluation.methods import PLAIN
+from bacinfer.evaluation.results_table import ResultsTable, Row
 from bacinfer.tasks.checkpoints import find_checkpoint, shipped_checkpoint
-from evaluation.conftest import write_tiny_steps
+from evaluation.conftest import make_row, write_tiny_steps
 
 REPOSITORY = Path(__file__).parents[2]
 HEADER = ["Method", "Steps", "Task", "Seed", "CheckpointType", "SuccessRate", "FLOPs", "Speedup"]
@@ -32,40 +36,41 @@ def add_checkpoint(task: str, seed: int, name: str, root: str = "checkpoint", so
     path = Path(root) / task / "diffusion_policy_transformer" / f"train_{seed}" / "checkpoints" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if source is None:
-        path.write_bytes(b"not a checkpoint")
+        path.write_text(f"not a checkpoint: {path}")
     else:
         shutil.copy(source, path)
     return path
 
 
 class FakeEvaluation:
-    """Stands in for `evaluate.run`: writes results as it does, or fails where the checkpoint says so."""
+    """Stands in for the measuring: leaves results as it does, or fails where the checkpoint says so."""
 
     def __init__(self) -> None:
-        self.runs: list[argparse.Namespace] = []
+        self.runs: list[Experiment] = []
 
-    def __call__(self, args: argparse.Namespace) -> int:
-        self.runs.append(args)
-        if "broken" in str(args.checkpoint) or "seed2" in str(args.output_dir):
+    def __call__(self, asked: Experiment, plain: Any, results_dir: Path, film: bool) -> Row:
+        if asked.method != PLAIN:
+            self.runs.append(asked)
+        if "train_2" in asked.checkpoint:
             raise ValueError("bad magic number")
         log = {"test/mean_score": 0.875, "test/p1": 0.5, "test/p2": 0.25} | {
             f"test/p_{i}": 0.1 * i for i in range(1, 8)
         }
-        settings = {
-            name: getattr(args, name) for name in ("cache_mode", "num_caches", "n_test", "metric", "num_bu_blocks")
-        }
-        results = {"flops": 1_234_567_890, "speedup": 3.21987}
-        files = {"fast_eval_log": log, "benchmark_results": {"settings": {**settings, "checkpoint": args.checkpoint}}}
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        for name, data in {**files, "eval_results": results}.items():
-            (Path(args.output_dir) / f"{name}.json").write_text(json.dumps(data))
-        return 0
+        directory = results_dir / "runs" / asked.key
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in ("benchmark_results", "eval_results", "fast_eval_log"):
+            (directory / f"{name}.json").write_text(json.dumps(log))
+        return make_row(
+            asked.key, directory=f"runs/{asked.key}", flops=1_234_567_890, speedup=3.21987, num_inference_steps=100
+        )
 
 
 @pytest.fixture
 def evaluation(monkeypatch: pytest.MonkeyPatch) -> FakeEvaluation:
     fake = FakeEvaluation()
-    monkeypatch.setattr(evaluate, "run", fake)
+    monkeypatch.setattr(experiment, "_evaluate", fake)
+    monkeypatch.setattr(experiment, "check", lambda experiments, results_dir: None)
+    monkeypatch.setattr(experiment, "read_plain_result", lambda *_: None)
     return fake
 
 
@@ -103,15 +108,21 @@ def test_tasks_seeds_and_types(evaluation: FakeEvaluation) -> None:
         add_checkpoint("can_ph", seed, "latest.ckpt")
         add_checkpoint("can_ph", seed, "epoch=0650-test_mean_score=0.900.ckpt")
     assert run("--seeds=0,1", "--num_bu_blocks=3", "--n_test=7", "--device=cpu") == 0
-    assert [(a.output_dir, Path(a.checkpoint).name) for a in evaluation.runs] == [
-        (f"out/can_ph/seed{seed}_{kind}", name)
+    assert [(a.training_seed, a.checkpoint_type, Path(a.checkpoint).name) for a in evaluation.runs] == [
+        (seed, kind, name)
         for seed in (0, 1)
         for kind, name in (("max", "epoch=0650-test_mean_score=0.900.ckpt"), ("avg", "latest.ckpt"))
     ]
-    for args in evaluation.runs:
-        assert args.optimal_steps_dir == "assets/can_ph/original/optimal_steps/cosine"
-        assert (args.cache_mode, args.num_caches, args.num_bu_blocks, args.n_test) == ("optimal", 10, 3, 7)
-        assert args.skip_video
+    for asked in evaluation.runs:
+        assert asked.assets_dir == "assets/can_ph/original"
+        assert (asked.method.spec, asked.n_test, asked.device) == ("bac:10:3", 7, "cpu")
+    for seed, kind in itertools.product((0, 1), ("max", "avg")):
+        directory = Path("out/can_ph") / f"seed{seed}_{kind}"
+        assert {path.name for path in directory.iterdir()} == {
+            "benchmark_results.json",
+            "eval_results.json",
+            "fast_eval_log.json",
+        }
     assert rows() == [
         HEADER,
         *(
@@ -142,8 +153,7 @@ def test_tasks_with_several_metrics(evaluation: FakeEvaluation, capsys: pytest.C
 def test_threshold_mode(evaluation: FakeEvaluation) -> None:
     add_checkpoint("can_mh", 0, "latest.ckpt")
     assert run("--seeds=0", "--cache_mode=threshold", "--checkpoint_type=avg", "--mh_only") == 0
-    (args,) = evaluation.runs
-    assert (args.cache_mode, args.num_caches, args.optimal_steps_dir) == ("threshold", 10, None)
+    assert [asked.method.spec for asked in evaluation.runs] == ["uniform:10"]
     assert rows()[1][0] == "Uniform"
 
 
@@ -162,7 +172,7 @@ def test_choosing_tasks(evaluation: FakeEvaluation, flag: str, tasks: list[str])
     for task in ("can_ph", "lift_mh", "block_pushing", "kitchen"):
         add_checkpoint(task, 0, "latest.ckpt")
     assert run(flag, "--seeds=0", "--checkpoint_type=avg") == 0
-    assert [Path(args.output_dir).parts[1] for args in evaluation.runs] == tasks
+    assert list(dict.fromkeys(Path(asked.checkpoint).parts[1] for asked in evaluation.runs)) == tasks
 
 
 def test_what_is_there_is_kept(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,20 +192,28 @@ def test_an_interrupted_evaluation_is_not_kept(evaluation: FakeEvaluation) -> No
     add_checkpoint("can_ph", 0, "latest.ckpt")
     argv = ("--seeds=0", "--checkpoint_type=avg")
     run(*argv)
-    Path("out/can_ph/seed0_avg/eval_results.json").unlink()  # it is written last
+    (Path("out/runs") / evaluation.runs[0].key / "eval_results.json").unlink()  # it is written last
     assert run(*argv) == 0
     assert len(evaluation.runs) == 2
 
 
-def test_a_result_of_other_settings_is_not_passed_off(
-    evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_result_of_other_settings_is_not_passed_off(evaluation: FakeEvaluation) -> None:
     add_checkpoint("can_ph", 0, "latest.ckpt")
     argv = ("--seeds=0", "--checkpoint_type=avg")
     run(*argv)
-    assert run(*argv, "--n_test=3") == 1
-    assert "n_test 50 instead of 3" in capsys.readouterr().err
-    assert run(*argv, "--n_test=3", "--force") == 0
+    assert run(*argv, "--n_test=3") == 0
+    assert [asked.n_test for asked in evaluation.runs] == [50, 3]
+    add_checkpoint("can_ph", 0, "latest.ckpt").write_bytes(b"trained further")
+    assert run(*argv) == 0
+    assert len(evaluation.runs) == 3
+
+
+def test_batches_share_the_plain_policy(evaluation: FakeEvaluation) -> None:
+    add_checkpoint("can_ph", 0, "latest.ckpt")
+    for M in (5, 10):
+        assert batch.main([f"--steps={M}", "--seeds=0", "--checkpoint_type=avg"]) == 0
+    assert len(ResultsTable("results").rows()) == 3
+    assert len(rows("results/bac_cosine_5_bu5")) == len(rows("results/bac_cosine_10_bu5")) == 2
 
 
 def test_failures_do_not_stop_the_others(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,6 +225,7 @@ def test_failures_do_not_stop_the_others(evaluation: FakeEvaluation, capsys: pyt
     assert "can_ph seed 1 avg missing" in output.err
     assert "train_1" in output.err
     assert "can_ph seed 2 avg failed: bad magic number" in output.err
+    assert "| can_ph |    2 |        avg |    failed |" in Path("out/results.md").read_text()
     assert [line.split()[3] for line in output.out.splitlines() if line.startswith("can_ph  ")] == [
         "evaluated",
         "missing",
@@ -234,9 +253,9 @@ def test_shipped_checkpoint_stands_in(
     path.touch()
     assert shipped_checkpoint("pusht") == Path("assets/pusht/pusht.ckpt")
     assert run("--seeds=0,1") == 0
-    (args,) = evaluation.runs
-    assert args.checkpoint == "assets/pusht/pusht.ckpt"
-    assert args.output_dir == "out/pusht/seed0_max"
+    (asked,) = evaluation.runs
+    assert (asked.checkpoint, asked.training_seed) == ("assets/pusht/pusht.ckpt", None)
+    assert Path("out/pusht/seed0_max/eval_results.json").is_file()
     assert "shipped assets/pusht/pusht.ckpt" in capsys.readouterr().out
 
     add_checkpoint("pusht", 1, "latest.ckpt")
@@ -271,14 +290,51 @@ def test_mistakes_that_argparse_finds(argv: list[str]) -> None:
     assert error.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "tasks"),
+    [
+        ([], ["can_ph", "lift_mh", "kitchen"]),
+        (["--task_type=both"], ["can_ph", "lift_mh"]),
+        (["--task_type=lowdim"], ["kitchen"]),
+        (["--tasks=kitchen,can_ph"], ["kitchen", "can_ph"]),
+    ],
+)
+def test_uniform(evaluation: FakeEvaluation, flags: list[str], tasks: list[str]) -> None:
+    for task in ("can_ph", "lift_mh", "kitchen"):
+        add_checkpoint(task, 0, "latest.ckpt")
+    argv = ["--steps=20", "--seeds=0", "--checkpoint_type=avg", "--output_dir=out", *flags]
+    assert run_uniform_all.main(argv) == 0
+    assert [Path(asked.checkpoint).parts[1] for asked in evaluation.runs] == tasks
+    assert {asked.method.spec for asked in evaluation.runs} == {"uniform:20"}
+    assert {(row[0], row[1]) for row in rows()[1:]} == {("Uniform", "20")}
+
+
+def test_ablation(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
+    add_checkpoint("can_ph", 0, "latest.ckpt")
+    argv = ["--steps=10", "--seeds=0", "--checkpoint_type=avg", "--metric=l1"]
+    assert ablation_bac.main(argv) == 0
+    assert [asked.method.spec for asked in evaluation.runs] == ["unified:10:l1", "blockwise:10:l1", "bac:10:5:l1"]
+    output_dir = Path("results/ablation_l1_10_bu5")
+    assert [(row[0], row[1]) for row in rows(str(output_dir))[1:]] == [
+        ("Plain", "100"),
+        ("Unified ACS", "10"),
+        ("Block-wise ACS", "10"),
+        ("BAC", "10"),
+    ]
+    assert (output_dir / "bac_10_5_l1" / "can_ph" / "seed0_avg" / "eval_results.json").is_file()
+    assert "block-wise ACS 10 (l1)" in capsys.readouterr().out
+    assert ablation_bac.main([*argv, "--num_bu_blocks=0"]) == 2
+    assert "--num_bu_blocks 0" in capsys.readouterr().err
+
+
 def test_shell_script_end_to_end(workspace: Path, checkpoint: Path) -> None:
     """The real thing, on the small checkpoint: one that works, one that is damaged."""
     add_checkpoint("pusht", 0, "latest.ckpt", source=checkpoint)
     add_checkpoint("pusht", 1, "latest.ckpt")
     write_tiny_steps(workspace / "assets" / "pusht" / "original" / "optimal_steps" / "cosine", checkpoint)
     argv = "--device cpu --steps 3 --metric cosine --seeds 0,1 --num_bu_blocks 0 --checkpoint_type avg --n_test 1"
-    script = shutil.copytree(REPOSITORY / "shell", workspace / "shell") / "main" / "run_bac_all.sh"
-    command = ["bash", script, *argv.split(), "--output_dir=out"]
+    shell = shutil.copytree(REPOSITORY / "shell", workspace / "shell") / "main"
+    command = ["bash", shell / "run_bac_all.sh", *argv.split(), "--output_dir=out", "--latency_calls=2"]
     environment = {**os.environ, "BACINFER_VENV": sys.prefix}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
@@ -289,3 +345,7 @@ def test_shell_script_end_to_end(workspace: Path, checkpoint: Path) -> None:
     assert int(row[6]) > 0
     assert float(row[7]) > 0
     assert json.loads(Path("out/pusht/seed0_avg/eval_results.json").read_text())["num_caches"] == 3
+
+    for script in ("run_uniform_all.sh", "ablation_bac.sh"):
+        help_text = subprocess.check_output(["bash", shell / script, "--help"], env=environment, text=True)
+        assert f"usage: {script}" in help_text

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.evaluation.comparison import Cost, Result, compare
+from bacinfer.evaluation.comparison import calibration_observations, evaluate
 from bacinfer.evaluation.evaluate import main
-from bacinfer.evaluation.latency import Latency
+from bacinfer.evaluation.methods import Method, parse_method
+from bacinfer.evaluation.results_table import ResultsTable
+from bacinfer.evaluation.schedules import ScheduleSource, prepare
 from bacinfer.evaluation.table import format_table
-from bacinfer.evaluation.video import side_by_side, write_side_by_side
+from bacinfer.evaluation.video import side_by_side
 from bacinfer.tasks import PushTTask
 from bacinfer.tasks.video import open_video, read_video
 from evaluation.conftest import MAX_STEPS
@@ -46,11 +48,9 @@ def test_files_of_an_evaluation(
 ) -> None:
     cache = ["--cache_mode=optimal", f"--optimal_steps_dir={steps_dir}", "--num_caches=3", "--metric=cosine"]
     assert main([*arguments, *cache, "--skip_video"]) == 0
-    assert sorted(path.name for path in output_dir.iterdir()) == [
-        "benchmark_results.json",
-        "eval_results.json",
-        "fast_eval_log.json",
-    ]
+    assert {"benchmark_results.json", "eval_results.json", "fast_eval_log.json"} < {
+        p.name for p in output_dir.iterdir()
+    }
     results = read(output_dir / "eval_results.json")
     assert set(results) == {"mean_score", "speedup", "flops", "frequency", "cache_mode", "num_caches", "num_bu_blocks"}
     assert (results["cache_mode"], results["num_caches"], results["num_bu_blocks"]) == ("optimal", 3, 0)
@@ -72,12 +72,15 @@ def test_files_of_an_evaluation(
     assert benchmark["num_inference_steps"] == K
     assert benchmark["settings"]["seed"] == 100_000
     assert benchmark["hardware"]["batch_size"] == 1
+    assert 0 < fast["latency_p50"] <= fast["latency_p95"] <= fast["latency_p99"]
+    assert benchmark["peak_memory"] > 1e6
     assert benchmark["config"]["task"]["env_runner"]["max_steps"] == MAX_STEPS
 
     printed = capsys.readouterr().out
-    assert "original" in printed
-    assert "optimal" in printed
+    assert "plain" in printed
+    assert "block-wise ACS 3" in printed
     assert "score difference, paired over 2 seeds" in printed
+    assert sorted(row.method for row in ResultsTable(output_dir).rows()) == ["blockwise:3", "plain"]
 
 
 def test_original_evaluates_the_plain_policy_alone(arguments: list[str], output_dir: Path) -> None:
@@ -97,29 +100,59 @@ def test_original_evaluates_the_plain_policy_alone(arguments: list[str], output_
 def test_videos(arguments: list[str], output_dir: Path) -> None:
     assert main([*arguments, "--n_test=1", "--cache_mode=threshold", "--num_caches=3"]) == 0
     assert read(output_dir / "benchmark_results.json")["settings"]["cache_threshold"] == 4
-    assert {str(path.relative_to(output_dir)) for path in output_dir.rglob("*.mp4")} == {
-        "media/original/100000.mp4",
-        "media/fast/100000.mp4",
-        "media/side_by_side.mp4",
+    runs = [output_dir / row.directory for row in ResultsTable(output_dir).rows()]
+    assert set(output_dir.rglob("*.mp4")) == {
+        output_dir / "media" / "side_by_side.mp4",
+        *(directory / "media" / "100000.mp4" for directory in runs),
     }
     frames = list(read_video(output_dir / "media" / "side_by_side.mp4"))
     assert len(frames) == MAX_STEPS + 1
     assert frames[0].shape == (384 + 32, 2 * 384, 3)
 
 
-def test_scores_do_not_depend_on_what_ran_before(pusht_policy: Any) -> None:
-    """Plain and cached policy see the same noise: a cache that computes everything changes no score."""
+def test_baselines_stand_in_the_same_table(
+    arguments: list[str], output_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threshold = ["--cache_mode=threshold", "--cache_threshold=4", "--skip_video"]
+    assert main([*arguments, *threshold, "--baselines=ddim:4,uniform:3,blockwise:3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    labels = ["plain", "every 4", "DDIM 4", "uniform 3", "block-wise ACS 3"]
+    assert [line[: len(label)] for line, label in zip(lines[2:], labels, strict=False)] == labels
+    rows = {row.method: row for row in ResultsTable(output_dir).rows()}
+    assert rows["ddim:4"].num_inference_steps == 4
+    assert rows["ddim:4"].flops == rows["plain"].flops * 4 / K
+    assert rows["uniform:3"].flops == rows["threshold:4"].flops
+    assert rows["uniform:3"].score_difference == rows["threshold:4"].score_difference  # (equal schedules)
+    assert read(output_dir / "eval_results.json")["cache_mode"] == "threshold"
+
+
+def test_run_again_keeps_what_is_there(
+    arguments: list[str], output_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*arguments, "--cache_mode=threshold", "--skip_video"]
+    assert main(command) == 0
+    first = ResultsTable(output_dir).rows()
+    assert main([*command, "--baselines=ddim:4"]) == 0
+    assert ResultsTable(output_dir).rows()[:2] == first
+    assert "kept" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+    assert ResultsTable(output_dir).rows()[0].latency_p50 != first[0].latency_p50
+
+
+@pytest.mark.parametrize("spec", ["threshold:1", f"ddim:{K}+uniform:{K}"])
+def test_scores_do_not_depend_on_what_ran_before(pusht_policy: Any, spec: str) -> None:
+    """All methods see the same noise: a cache that computes everything changes no score."""
+    method, task = parse_method(spec), PushTTask(max_steps=MAX_STEPS)
+    plain_method = Method(ddim_steps=method.ddim_steps)
+    observations = calibration_observations(pusht_policy, task)
+    schedule = prepare(pusht_policy, task, method, ScheduleSource("", Path()))
     torch.manual_seed(12)
-    comparison = compare(
-        pusht_policy,
-        PushTTask(max_steps=MAX_STEPS),
-        [100_000, 100_001],
-        lambda policy: FastDiffusionPolicy.apply_cache(policy, cache_threshold=1),
-        latency_calls=1,
-    )
-    assert comparison.fast.rollout.scores == pytest.approx(comparison.original.rollout.scores, abs=1e-12)
-    assert comparison.fast.action_error(comparison.original) == 0
-    assert comparison.fast.cost.flops == comparison.original.cost.flops
+    seeds = [100_000, 100_001]
+    plain = evaluate(pusht_policy, task, seeds, observations, plain_method, latency_calls=1)
+    cached = evaluate(pusht_policy, task, seeds, observations, method, schedule, engine="eager", latency_calls=1)
+    assert cached.rollout.scores == pytest.approx(plain.rollout.scores, abs=1e-12)
+    assert cached.action_error(plain).mean == 0
+    assert cached.cost.flops == plain.cost.flops
     assert FastDiffusionPolicy.summary(pusht_policy).mode == "original"
 
 
@@ -127,10 +160,16 @@ def test_a_failing_rollout_leaves_the_policy_plain(pusht_policy: Any, monkeypatc
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("simulator crashed")
 
+    task, method = PushTTask(max_steps=8), parse_method("ddim:4+threshold:2")
+    observations = calibration_observations(pusht_policy, task)
+    schedule = prepare(pusht_policy, task, method, ScheduleSource("", Path()))
+    sampler = pusht_policy.noise_scheduler
     monkeypatch.setattr(PushTTask, "rollout", fail)
     with pytest.raises(RuntimeError, match="crashed"):
-        compare(pusht_policy, PushTTask(max_steps=8), [1], FastDiffusionPolicy.apply_cache, latency_calls=1)
+        evaluate(pusht_policy, task, [1], observations, method, schedule, latency_calls=1)
     assert FastDiffusionPolicy.summary(pusht_policy).mode == "original"
+    assert pusht_policy.noise_scheduler is sampler
+    assert pusht_policy.num_inference_steps == K
 
 
 @pytest.mark.parametrize(
@@ -143,6 +182,12 @@ def test_a_failing_rollout_leaves_the_policy_plain(pusht_policy: Any, monkeypatc
         (["--cache_mode=optimal", "--optimal_steps_dir=nowhere"], "nowhere"),
         (["--cache_mode=threshold", "--cache_threshold=0"], "0"),
         (["--seed=-3"], "negative"),
+        (["--n_envs=0"], "--n_envs 0"),
+        (["--cache_mode=edit"], "--edit_steps"),
+        (["--cache_mode=optimal", "--num_caches=11"], "num_caches must be in 1..10"),
+        (["--baselines=ddim:11"], "11 DDIM steps, but the policy was trained with 10"),
+        (["--baselines=ddim:4+bac:5:1"], "num_caches must be in 1..4"),
+        (["--output_dir=/proc/nowhere"], "/proc/nowhere"),
     ],
 )
 def test_mistakes_are_one_line_on_stderr(
@@ -190,11 +235,15 @@ def test_side_by_side_of_different_sizes(tmp_path: Path) -> None:
         side_by_side(tmp_path / "both.mp4", {"a": left, "b": tmp_path / "none.mp4"})
 
 
-def test_side_by_side_of_an_episode_that_was_not_filmed(pusht_policy: Any) -> None:
-    rollout = PushTTask(max_steps=8).rollout(pusht_policy, [1])
-    result = Result(Cost(Latency(0.1, 0.1, 1), 80.0, 1), torch.zeros(1, 16, 2), rollout)
-    with pytest.raises(ValueError, match="no video of seed 1 for plain"):
-        write_side_by_side("both.mp4", {"plain": result}, seed=1)
+def test_side_by_side_of_an_episode_that_was_not_filmed(
+    arguments: list[str], output_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*arguments, "--cache_mode=threshold"]
+    assert main([*command, "--skip_video"]) == 0
+    assert main(command) == 2
+    output = capsys.readouterr()
+    assert "plain was evaluated without a film" in output.err
+    assert "every 5" in output.out
 
 
 def test_table() -> None:
@@ -203,4 +252,9 @@ def test_table() -> None:
         "-----  -----",
         "pusht    0.8",
         "a          -",
+    ]
+    assert format_table(["task", "score"], [["pusht", "0.8"]], markdown=True).splitlines() == [
+        "| task  | score |",
+        "| ----- | ----: |",
+        "| pusht |   0.8 |",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.evaluation.action_error import normalised_actions, rms_difference
 from bacinfer.evaluation.flops import count_flops
 from bacinfer.evaluation.latency import Latency, actions_per_second, measure_latency
-from bacinfer.evaluation.statistics import estimate_mean, estimate_paired_difference
+from bacinfer.evaluation.memory import peak_memory
+from bacinfer.evaluation.statistics import estimate_mean, estimate_paired_difference, estimate_proportion
 from helpers import TinyPolicy, encoder_model
 from tiny_policies import K, tiny_config
 
@@ -95,16 +97,41 @@ def test_latency_leaves_out_the_warm_up() -> None:
     assert policy.milliseconds == []
     assert latency.num_calls == 10
     assert 0.002 <= latency.p50 < 0.09
-    assert 0.09 < latency.p95 < 0.19
+    assert 0.09 < latency.p95 <= latency.p99 < 0.19
 
 
 def test_actions_per_second() -> None:
-    assert actions_per_second(SlowStart([]), Latency(p50=0.05, p95=1.0, num_calls=3)) == pytest.approx(160)
+    assert actions_per_second(SlowStart([]), Latency(p50=0.05, p95=1.0, p99=1.0, num_calls=3)) == pytest.approx(160)
 
 
 def test_latency_of_no_calls() -> None:
     with pytest.raises(ValueError, match="at least one"):
         measure_latency(SlowStart([]), OBS, num_calls=0)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------
+
+
+class Hungry(SlowStart):
+    """Fills a tensor of so many bytes in each call."""
+
+    def __init__(self, num_bytes: int) -> None:
+        super().__init__([])
+        self.num_bytes = num_bytes
+
+    def predict_action(self, obs_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        torch.ones(self.num_bytes, dtype=torch.uint8)
+        return {}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak")
+def test_peak_memory_is_that_of_one_call() -> None:
+    little, much, little_again = (peak_memory(Hungry(n), OBS) for n in (1, 400_000_000, 1))
+    assert little is not None
+    assert much is not None
+    assert little_again is not None
+    assert 0.9 * 400e6 < much - little < 1.1 * 400e6
+    assert abs(little_again - little) < 50e6
 
 
 # -- action error ------------------------------------------------------------------------------------------------
@@ -115,16 +142,23 @@ def test_action_error_of_equal_policies_is_zero(pusht_policy: Any) -> None:
     plain = normalised_actions(pusht_policy, observations)
     assert plain.shape == (2, 16, 2)
     assert plain.abs().max() <= 1.5  # normalised, not pixels
-    assert rms_difference(plain, normalised_actions(pusht_policy, observations)) == 0
-    assert rms_difference(plain, normalised_actions(pusht_policy, observations, noise_seed=1)) > 0.01
-    FastDiffusionPolicy.apply_cache(pusht_policy, cache_threshold=1)
-    assert rms_difference(plain, normalised_actions(pusht_policy, observations)) == 0
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations)).mean == 0
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations, noise_seed=1)).mean > 0.01
+    FastDiffusionPolicy.apply_cache(pusht_policy, cache_threshold=1, engine="eager")
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations)).mean == 0
     FastDiffusionPolicy.apply_cache(pusht_policy, cache_threshold=5)
-    assert rms_difference(plain, normalised_actions(pusht_policy, observations)) > 1e-4
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations)).mean > 1e-4
 
 
 def test_rms_difference() -> None:
-    assert rms_difference(torch.zeros(2, 2), torch.tensor([[3.0, 0.0], [0.0, 4.0]])) == 2.5
+    difference = rms_difference(torch.zeros(2, 2), torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    assert difference.mean == 2.5
+    squares = estimate_mean([4.5, 8.0])  # an observation's mean square each
+    assert squares.low is not None
+    assert squares.high is not None
+    assert squares.low < 0
+    assert (difference.low, difference.high) == (0, pytest.approx(squares.high**0.5))
+    assert rms_difference(torch.zeros(1, 2), torch.ones(1, 2)).high is None
     with pytest.raises(ValueError, match="shapes"):
         rms_difference(torch.zeros(2, 2), torch.zeros(2))
 
@@ -171,3 +205,19 @@ def test_too_few_values() -> None:
         estimate_mean([])
     with pytest.raises(ValueError, match="shorter"):
         estimate_paired_difference([1.0, 2.0], [1.0])
+
+
+@given(st.integers(1, 100), st.data())
+def test_interval_of_a_proportion(count: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, count))
+    estimate = estimate_proportion(successes / count, count)
+    assert 0 <= estimate.low <= estimate.mean <= estimate.high <= 1
+    z, p = stats.norm.ppf(0.975), successes / count  # Wilson (1927)
+    centre, half = p + z**2 / (2 * count), z * np.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
+    scale = 1 + z**2 / count
+    assert (estimate.low, estimate.high) == pytest.approx(((centre - half) / scale, (centre + half) / scale), abs=1e-9)
+
+
+def test_what_is_no_proportion() -> None:
+    with pytest.raises(ValueError, match="no share"):
+        estimate_proportion(1.5, 10)

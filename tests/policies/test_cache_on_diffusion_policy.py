@@ -39,9 +39,9 @@ def policy(request):  # type: ignore[no-untyped-def]
 
 def test_caching_is_exact_where_it_must_be(policy) -> None:  # type: ignore[no-untyped-def]
     plain = act(policy)
-    FastDiffusionPolicy.apply_cache(policy, cache_threshold=1, cache_mode="threshold")
+    FastDiffusionPolicy.apply_cache(policy, cache_threshold=1, engine="eager")
     assert torch.equal(act(policy), plain)
-    cached = act(FastDiffusionPolicy.apply_cache(policy, cache_threshold=4))
+    cached = act(FastDiffusionPolicy.apply_cache(policy, cache_threshold=4, engine="eager"))
     assert not torch.equal(cached, plain)
     for copied in (copy.deepcopy(policy), dill.loads(dill.dumps(policy))):
         assert torch.equal(act(copied), cached)

@@ -106,6 +106,16 @@ def test_video(tmp_path: Path) -> None:
     assert "MUJOCO_GL" not in os.environ
 
 
+def test_camera() -> None:
+    if not can_draw():
+        pytest.skip("needs OpenGL without a display (Debian: apt-get install libegl1 libgl1)")
+    simulator = MetaWorldSimulator("pick-place-v3", 0)
+    film, seen = simulator.render().astype(float), simulator.camera(96)
+    np.testing.assert_allclose(seen, film.reshape(96, 4, 96, 4, 3).mean(axis=(1, 3)), atol=1)
+    with pytest.raises(ValueError, match="pictures of 385 pixels asked for"):
+        simulator.camera(385)
+
+
 def test_no_opengl_is_said_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(env: object) -> None:
         raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")

@@ -279,3 +279,18 @@ def test_missing_simulator_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "gym_pusht.envs", None)
     with pytest.raises(RuntimeError, match=r"bacinfer\[sim\]"):
         PushTTask().rollout(ScriptedPolicy(), [1])
+
+
+def test_the_camera_does_not_see_the_action() -> None:
+    """Films show it, as a red cross."""
+    simulator = PushTTask().simulator(7)
+    simulator.step(np.array([250.0, 60.0]))
+    film, seen = simulator.render(), simulator.camera(96)
+    assert (film.shape, seen.shape) == ((384, 384, 3), (96, 96, 3))
+    assert redness(film) > 200
+    assert redness(seen) < 20
+
+
+def redness(picture: np.ndarray) -> int:
+    """How much more red than anything else the reddest pixel is."""
+    return int((picture[..., 0].astype(int) - picture[..., 1:].max(axis=-1)).max())

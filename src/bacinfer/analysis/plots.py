@@ -1,12 +1,15 @@
-"""Pictures: similarity matrices as heat maps, schedules as block × denoising step."""
+"""Pictures: similarity matrices as heat maps, schedules as block × denoising step, block errors as bars."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from bacinfer.analysis.similarity_metrics import Array
@@ -15,10 +18,16 @@ from bacinfer.core.bubbling import split_block_key
 from bacinfer.core.schedule import CacheSchedule
 
 DPI = 100
+PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "bacinfer"}
+"""Settings of matplotlib for a drawing: text as it is, dollar signs included, and the same file each time."""
+
+_SELECTED, _OTHER = "#2b5b84", "#a9bed0"
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _GAP = 0.15  # between heat maps, as a share of their width: room for a caption
 
 
-def plot_similarities(matrices: Mapping[str, Array], metric: str, path: Path) -> None:
+@rc_context(PLAIN_TEXT)
+def plot_similarities(matrices: Mapping[str, Array], metric: str, *paths: Path) -> None:
     """Draws every block's matrix [K, K], a column of heat maps a layer, each in the range of its own values.
 
     All heat maps share one set of axes, which is far cheaper to draw than a set for each.
@@ -26,7 +35,7 @@ def plot_similarities(matrices: Mapping[str, Array], metric: str, path: Path) ->
     Args:
         matrices: Block key to its matrix.
         metric: For the title.
-        path: The PNG to write.
+        paths: The .png and .svg files to write.
     """
     layers = sorted({split_block_key(block)[0] for block in matrices})
     kinds = list(dict.fromkeys(split_block_key(block)[1] for block in matrices))
@@ -46,15 +55,16 @@ def plot_similarities(matrices: Mapping[str, Array], metric: str, path: Path) ->
     axes.tick_params(length=0)
     axes.set_frame_on(False)
     figure.suptitle(f"{metric} between denoising steps, 0 top left (range above each)", fontsize=8)
-    _save(figure, path)
+    save_figure(figure, *paths)
 
 
-def plot_schedules(schedules: Sequence[CacheSchedule], path: Path) -> None:
+@rc_context(PLAIN_TEXT)
+def plot_schedules(schedules: Sequence[CacheSchedule], *paths: Path) -> None:
     """Draws schedules of the same blocks side by side: a row a block, a column a denoising step, dark for an update.
 
     Args:
         schedules: For instance one for each budget.
-        path: The PNG to write.
+        paths: The .png and .svg files to write.
     """
     blocks = list(schedules[0].update_steps)
     figure = Figure(figsize=(3.2 * len(schedules) + 1.5, 0.15 * len(blocks) + 0.8), dpi=DPI)
@@ -80,15 +90,51 @@ def plot_schedules(schedules: Sequence[CacheSchedule], path: Path) -> None:
     axes.set_xlabel("denoising step (0: noisiest)", fontsize=7)
     axes.tick_params(length=0)
     axes.set_frame_on(False)
-    _save(figure, path)
+    save_figure(figure, *paths)
+
+
+@rc_context(PLAIN_TEXT)
+def plot_block_errors(errors: Mapping[str, float], selected: Collection[str], *paths: Path) -> None:
+    """Draws the blocks' errors as bars, those of the selected blocks dark.
+
+    Args:
+        errors: Block key to error (see `bacinfer.core.bubbling.block_error`).
+        selected: The blocks that bubbling union extends.
+        paths: The .png and .svg files to write.
+    """
+    rows = range(len(errors))
+    figure = Figure(figsize=(6.5, 0.17 * len(errors) + 0.8), dpi=DPI)
+    axes = _axes(figure, left=1.9, right=0.2, bottom=0.45, top=0.35)
+    colours = [_SELECTED if block in selected else _OTHER for block in errors]
+    axes.barh(rows, list(errors.values()), height=0.7, color=colours)
+    axes.set_yticks(rows, list(errors), fontsize=7)
+    axes.set_ylim(len(errors) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set_xlabel("error: mean |difference| of the residuals of two steps", fontsize=7)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_title(f"dark: the {len(selected)} selected for bubbling union" if selected else "", fontsize=8)
+    save_figure(figure, *paths)
+
+
+def save_figure(figure: Figure, *paths: Path) -> None:
+    """Writes a figure to .png and .svg files, each at once.
+
+    Raises:
+        ValueError: a path ends in something else.
+    """
+    for path in paths:
+        with atomic_write(path) as temporary:
+            if path.suffix == ".png":
+                FigureCanvasAgg(figure).print_png(str(temporary))
+            elif path.suffix == ".svg":
+                FigureCanvasSVG(figure).print_svg(str(temporary), metadata=_NO_METADATA)
+            else:
+                raise ValueError(f"{path}: expected a .png or .svg file")
+        figure.set_layout_engine("none")  # it is laid out, which can take as long as drawing it
 
 
 def _axes(figure: Figure, left: float, right: float, bottom: float, top: float) -> Axes:
     """Axes that fill a figure up to margins in inches (an automatic layout would draw everything twice)."""
     width, height = figure.get_size_inches()
     return figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height))
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_write(path) as temporary:
-        FigureCanvasAgg(figure).print_png(str(temporary))

@@ -71,6 +71,19 @@ def read_matrices(run: assets.RunAssets, metric: str) -> dict[str, Array]:
     return matrices
 
 
+def read_block_matrices(run: assets.RunAssets, metric: str) -> dict[str, Array]:
+    """Block key to its similarity matrix of one metric; modules of which no block is known are left out.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_matrices`.
+    """
+    matrices = read_matrices(run, metric)
+    npz = run.similarity_matrices
+    recorded = assets.read_arrays(npz)[1].get("blocks", {}) if npz.is_file() else {}
+    keys = {module: recorded.get(module) or block_key(module) for module in matrices}
+    return {key: matrices[module] for module, key in keys.items() if key}
+
+
 def contents(directory: Path) -> str:
     """What is in a directory, as the end of an error message."""
     if not directory.is_dir():

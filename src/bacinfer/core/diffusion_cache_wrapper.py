@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from bacinfer.core.blocks import Block, find_blocks, num_weights
-from bacinfer.core.engines import ENGINES, Engine
+from bacinfer.core.engines import ENGINES, LOSSLESS_ENGINES, Engine
 from bacinfer.core.engines.base import CACHE_ATTRIBUTE
 from bacinfer.core.optimal_steps import read_optimal_schedule
 from bacinfer.core.schedule import CacheSchedule
@@ -57,7 +57,7 @@ class FastDiffusionPolicy:
         schedule: CacheSchedule | None = None,
         edit_steps: Sequence[int] | None = None,
         refresh_last_step: bool = True,
-        engine: str = "eager",
+        engine: str = "auto",
     ) -> Any:
         """Makes `policy` compute each residual block at its update steps only, in place; returns `policy`.
 
@@ -71,13 +71,16 @@ class FastDiffusionPolicy:
             optimal_steps_dir: Mode 'optimal': ``assets/<task>/original/optimal_steps/<metric>``.
             num_caches: Mode 'optimal': M, the update steps of each block that were searched for.
             metric: Mode 'optimal': the similarity that was used.
-            cache_mode: 'original' (no cache), 'threshold', 'optimal' or 'edit'; None means 'optimal' if
+            cache_mode: 'original' (no caching), 'threshold', 'optimal' or 'edit'; None means 'optimal' if
                 `optimal_steps_dir` is given, otherwise 'threshold'.
             num_bu_blocks: Mode 'optimal': how many high-error blocks bubbling union extends.
             schedule: Runs this schedule, instead of a mode.
             edit_steps: Mode 'edit': the update steps of all blocks.
             refresh_last_step: Mode 'optimal': all blocks also update at the last step.
-            engine: What executes the schedule.
+            engine: What executes the schedule: 'eager' patches the layers of any policy; 'fused' runs the whole
+                denoising loop of Diffusion Policy's transformer policies as one program, and 'cuda_graph' as one
+                CUDA graph; 'auto' is the fastest of them that can. With 'original', 'fused' and 'cuda_graph' run the
+                plain policy without loss.
 
         Raises:
             TypeError: if the policy lacks what is said above.
@@ -88,13 +91,15 @@ class FastDiffusionPolicy:
         if engine not in ENGINES:
             raise ValueError(f"unknown engine {engine!r}; there are {sorted(ENGINES)}")
         mode = _resolve_mode(cache_mode, optimal_steps_dir, schedule, edit_steps)
-        if mode == "original":
+        if mode == "original" and engine not in LOSSLESS_ENGINES:
             return FastDiffusionPolicy.remove_cache(policy)
         blocks = find_blocks(policy.model)
         keys = [block.key for block in blocks]
         K = policy.num_inference_steps
         if schedule is None:
-            if mode == "threshold":
+            if mode == "original":
+                schedule = CacheSchedule.every_step(keys, K)
+            elif mode == "threshold":
                 schedule = CacheSchedule.periodic(keys, K, cache_threshold)
             elif mode == "edit":
                 schedule = CacheSchedule.unified(keys, K, edit_steps or ())
@@ -132,10 +137,14 @@ class FastDiffusionPolicy:
             blocks, K, schedule = find_blocks(policy.model), policy.num_inference_steps, None
         else:
             blocks, K, schedule = applied.blocks, applied.schedule.num_inference_steps, applied.schedule
+        status = applied.engine.status if applied else None
         updates = {block.key: schedule.num_updates(block.key) if schedule else K for block in blocks}
         return CacheSummary(
             mode=applied.mode if applied else "original",
-            engine=applied.engine.name if applied else None,
+            engine=status.name if status else None,
+            engine_reason=status.reason if status else "",
+            buffer_bytes=status.buffer_bytes if status else 0,
+            constant_bytes=status.constant_bytes if status else 0,
             num_inference_steps=K,
             blocks={key: BlockCounts(n, K - n) for key, n in updates.items()},
             flops_fraction=_flops_fraction(policy.model, blocks, updates, K),

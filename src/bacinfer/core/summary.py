@@ -22,7 +22,11 @@ class CacheSummary:
 
     Attributes:
         mode: 'original', 'threshold', 'optimal', 'edit', or 'schedule' for a schedule passed to `apply_cache`.
-        engine: Name of the engine; None without a cache.
+        engine: Name of the engine that runs the schedule; None without a cache.
+        engine_reason: Why that one, where `engine='auto'` chose it.
+        buffer_bytes: Memory of the engine's buffers, linear in batch, blocks, horizon and width; 0 until the first call
+            and in the eager engine.
+        constant_bytes: Memory of weights that the engine packed, and of what depends on the timesteps alone; likewise.
         num_inference_steps: K.
         blocks: Block key to its counts, for all blocks.
         flops_fraction: Share of the plain model's computation that is left, estimated from the number of weights
@@ -34,6 +38,9 @@ class CacheSummary:
 
     mode: str
     engine: str | None
+    engine_reason: str
+    buffer_bytes: int
+    constant_bytes: int
     num_inference_steps: int
     blocks: Mapping[str, BlockCounts]
     flops_fraction: float
@@ -46,11 +53,18 @@ class CacheSummary:
         return sum(counts.updates for counts in self.blocks.values()) / len(self.blocks)
 
     def __str__(self) -> str:
+        reason = f" ({self.engine_reason})" if self.engine_reason else ""
         lines = [
-            f"mode {self.mode}, engine {self.engine or 'none'}, K = {self.num_inference_steps}: "
+            f"mode {self.mode}, engine {self.engine or 'none'}{reason}, K = {self.num_inference_steps}: "
             f"{self.mean_updates:.1f} updates a block, about {self.flops_fraction:.0%} of the FLOPs"
         ]
+        if self.buffer_bytes:
+            lines.append(f"memory: buffers {_megabytes(self.buffer_bytes)}, weights {_megabytes(self.constant_bytes)}")
         lines += [f"warning: {warning}" for warning in self.warnings]
         if self.schedule is not None:
             lines.append(str(self.schedule))
         return "\n".join(lines)
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bacinfer.evaluation.statistics import Estimate, estimate_mean
 from bacinfer.tasks.base import seeded_noise, timed_call
 
 
@@ -23,8 +24,13 @@ def normalised_actions(policy: Any, observations: Sequence[dict[str, Tensor]], n
         return policy.normalizer["action"].normalize(result["action_pred"])
 
 
-def rms_difference(plain: Tensor, cached: Tensor) -> float:
-    """Root mean square of the difference of two tensors of one shape."""
+def rms_difference(plain: Tensor, cached: Tensor) -> Estimate:
+    """Root mean square of the difference of two batches [N, ...], with its interval over the N observations.
+
+    Raises:
+        ValueError: batches of different shapes.
+    """
     if plain.shape != cached.shape:
         raise ValueError(f"action trajectories of shapes {tuple(plain.shape)} and {tuple(cached.shape)}")
-    return (cached - plain).double().square().mean().sqrt().item()
+    squares = (cached - plain).double().square().flatten(start_dim=1).mean(dim=1)
+    return estimate_mean(squares.tolist()).root()

@@ -9,16 +9,18 @@ import argparse
 import csv
 import json
 import sys
-import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-from bacinfer.assets import atomic_write
-from bacinfer.command_options import add_debug_argument, check_device, integers, names, run_command
-from bacinfer.evaluation import evaluate
-from bacinfer.evaluation.results import BENCHMARK_FILE, LOG_FILE, RESULTS_FILE
+from bacinfer.assets import atomic_write, write_text
+from bacinfer.command_options import add_debug_argument, add_engine_argument, check_device, integers, names, run_command
+from bacinfer.evaluation.experiment import Experiment, attempt
+from bacinfer.evaluation.methods import DEFAULT_METRIC, Method
+from bacinfer.evaluation.options import add_episode_arguments
+from bacinfer.evaluation.results import LOG_FILE, copy_results
+from bacinfer.evaluation.results_table import Row
 from bacinfer.evaluation.table import format_table
 from bacinfer.tasks.checkpoints import (
     ASSETS_ROOT,
@@ -31,60 +33,55 @@ from bacinfer.tasks.table import TASKS, TaskInfo, tasks_in_group, tasks_named
 
 CSV_HEADER = ("Method", "Steps", "Task", "Seed", "CheckpointType", "SuccessRate", "FLOPs", "Speedup")
 CSV_FILE = "results.csv"
-METHODS = {"optimal": "BAC", "threshold": "Uniform"}
+MARKDOWN_FILE = "results.md"
+RESULTS_ROOT = Path("results")
+
+Methods = Mapping[str, Method]
+"""What a batch evaluates, by the names that its CSV file has for it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation; `checkpoint` is None where none was found."""
+    """One evaluation; `checkpoint` is None where none was found, `training_seed` where it is the shipped one."""
 
+    method_name: str
+    method: Method
     task: TaskInfo
     seed: int
     checkpoint_type: str
     checkpoint: Path | None
+    training_seed: int | None
 
     @property
     def name(self) -> str:
-        return f"{self.task.name} seed {self.seed} {self.checkpoint_type}"
+        return f"{self.method.label}: {self.task.name} seed {self.seed} {self.checkpoint_type}"
 
-    def directory(self, output_dir: Path) -> Path:
-        return output_dir / self.task.name / f"seed{self.seed}_{self.checkpoint_type}"
+    def directory(self, output_dir: Path, *, several_methods: bool) -> Path:
+        folder = output_dir / self.method.spec.replace(":", "_") if several_methods else output_dir
+        return folder / self.task.name / f"seed{self.seed}_{self.checkpoint_type}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: ``evaluated``, ``kept`` (was there already), ``missing`` or ``failed``."""
+    """What became of a job: ``evaluated``, ``kept`` (was there already), ``missing`` or ``failed``.
+
+    `scores` are the results of the task's metrics.
+    """
 
     job: Job
     status: str
+    row: Row | None = None
+    scores: Mapping[str, float] | None = None
     detail: str = ""
 
-    @property
-    def has_result(self) -> bool:
-        return self.status in ("evaluated", "kept")
 
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="run_bac_all.sh", description=__doc__.splitlines()[0])
+def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
+    """What all batches have in common, but for the choice of tasks."""
     parser.add_argument("--device", default="cpu", help="where the policies run: cpu, cuda:0, … (default: cpu)")
     parser.add_argument("--steps", type=int, required=True, metavar="M", help="update steps of each block (the budget)")
-    parser.add_argument("--metric", default="cosine", help="similarity of the schedules (default: cosine)")
     parser.add_argument(
         "--seeds", type=integers, default=[0, 1, 2], metavar="0,1,2", help="training seeds (default: 0,1,2)"
     )
-    parser.add_argument(
-        "--num_bu_blocks", type=int, default=5, metavar="N", help="blocks that bubbling union extends (default: 5)"
-    )
-    parser.add_argument(
-        "--cache_mode",
-        choices=sorted(METHODS),
-        default="optimal",
-        help="optimal: each block at its own steps (BAC); threshold: all blocks at M even steps (default: optimal)",
-    )
-    tasks = parser.add_mutually_exclusive_group()
-    tasks.add_argument("--task", type=names, metavar="a,b", help=f"these tasks only, of {', '.join(TASKS)}")
-    for flag, what in _TASK_FLAGS.items():
-        tasks.add_argument(f"--{flag}", action="store_true", help=f"{what} only")
     parser.add_argument(
         "--checkpoint_type",
         choices=(*CHECKPOINT_TYPES, "all"),
@@ -94,47 +91,46 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output_dir", metavar="O", help="where results go (default: results/ and the cache's settings)"
     )
-    parser.add_argument("--n_test", type=int, default=50, metavar="N", help="episodes of each (default: 50)")
-    parser.add_argument("--force", action="store_true", help="evaluate again what has a result already")
+    add_engine_argument(parser)
+    add_episode_arguments(parser)
     add_debug_argument(parser)
-    return parser
 
 
-_TASK_FLAGS = {
-    "ph_only": "tasks with proficient-human data, and Push-T",
-    "mh_only": "tasks with multi-human data",
-    "lowdim_only": "block pushing and kitchen",
-    "bp_only": "block pushing",
-    "kitchen_only": "kitchen",
-}
-
-
-def run(args: argparse.Namespace) -> int:
-    for flag in ("steps", "n_test"):
+def check_batch_arguments(args: argparse.Namespace) -> None:
+    """Raises ValueError for numbers or a device that no evaluation can have."""
+    for flag in ("steps", "n_test", "latency_calls"):
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag} {getattr(args, flag)}: expected at least 1")
     check_device(args.device)
-    output_dir = Path(args.output_dir or _default_output_dir(args))
-    jobs = plan(selected_tasks(args), args)
 
-    outcomes: list[Outcome] = []
-    for number, job in enumerate(jobs, start=1):
-        print(f"[{number}/{len(jobs)}] {job.name}: {job.checkpoint or 'no checkpoint'}", flush=True)
-        outcomes.append(_run_job(job, job.directory(output_dir), args))
-        if not outcomes[-1].has_result:
-            print(f"{outcomes[-1].status}: {outcomes[-1].detail}", file=sys.stderr)
-        write_csv(output_dir / CSV_FILE, outcomes, output_dir, args)
 
-    print(summary_table(outcomes, output_dir))
-    print(f"results: {output_dir / CSV_FILE}")
-    failures = [outcome for outcome in outcomes if not outcome.has_result]
-    for outcome in failures:
-        print(f"error: {outcome.job.name} {outcome.status}: {outcome.detail}", file=sys.stderr)
-    return 1 if failures else 0
+def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
+    """--metric and --num_bu_blocks."""
+    parser.add_argument("--metric", default=DEFAULT_METRIC, help="similarity of the schedules (default: %(default)s)")
+    parser.add_argument(
+        "--num_bu_blocks", type=int, default=5, metavar="N", help="blocks that bubbling union extends (default: 5)"
+    )
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """--task and the flags for groups of tasks; they exclude each other."""
+    tasks = parser.add_mutually_exclusive_group()
+    tasks.add_argument("--task", type=names, metavar="a,b", help=f"these tasks only, of {', '.join(TASKS)}")
+    for flag, (what, _) in _TASK_FLAGS.items():
+        tasks.add_argument(f"--{flag}", action="store_true", help=f"{what} only")
+
+
+_TASK_FLAGS = {
+    "ph_only": ("tasks with proficient-human data, and Push-T", tasks_in_group("ph")),
+    "mh_only": ("tasks with multi-human data", tasks_in_group("mh")),
+    "lowdim_only": ("block pushing and kitchen", tasks_in_group("lowdim")),
+    "bp_only": ("block pushing", tasks_named(["block_pushing"])),
+    "kitchen_only": ("kitchen", tasks_named(["kitchen"])),
+}
 
 
 def selected_tasks(args: argparse.Namespace) -> list[TaskInfo]:
-    """The tasks that the flags name; without ``--task`` those of them that have a checkpoint.
+    """The tasks that the flags of `add_task_arguments` name; without ``--task`` those of them that have a checkpoint.
 
     Raises:
         ValueError: an unknown task.
@@ -142,12 +138,16 @@ def selected_tasks(args: argparse.Namespace) -> list[TaskInfo]:
     """
     if args.task is not None:
         return tasks_named(args.task)
-    if args.ph_only or args.mh_only or args.lowdim_only:
-        tasks = tasks_in_group("ph" if args.ph_only else "mh" if args.mh_only else "lowdim")
-    elif args.bp_only or args.kitchen_only:
-        tasks = tasks_named(["block_pushing" if args.bp_only else "kitchen"])
-    else:
-        tasks = list(TASKS.values())
+    chosen = [tasks for flag, (_, tasks) in _TASK_FLAGS.items() if getattr(args, flag)]
+    return with_checkpoints(chosen[0] if chosen else list(TASKS.values()))
+
+
+def with_checkpoints(tasks: Sequence[TaskInfo]) -> list[TaskInfo]:
+    """Those tasks that have a checkpoint; names the others.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
     found = [task for task in tasks if training_directories(task.name) or shipped_checkpoint(task.name)]
     missing = [task.name for task in tasks if task not in found]
     if missing:
@@ -160,110 +160,140 @@ def selected_tasks(args: argparse.Namespace) -> list[TaskInfo]:
     return found
 
 
-def plan(tasks: Sequence[TaskInfo], args: argparse.Namespace) -> list[Job]:
-    """One job per task, training seed and checkpoint type; one in all for a task that has a shipped checkpoint only."""
+def run_batch(args: argparse.Namespace, tasks: Sequence[TaskInfo], methods: Methods, name: str) -> int:
+    """Evaluates all methods on all checkpoints of the tasks, and leaves the batch's files.
+
+    ``results.csv`` and ``results.md`` lie in the output directory, and each job's files in
+    ``[METHOD/]TASK/seedS_TYPE``. The results themselves are in the results table: that of ``results/``, which all
+    batches share, or the output directory's own if one is given.
+
+    Args:
+        args: Flags of `add_batch_arguments`.
+        name: The output directory in ``results/``.
+
+    Returns:
+        The exit status: 1 if something failed or was missing.
+    """
+    output_dir = Path(args.output_dir) if args.output_dir else RESULTS_ROOT / name
+    results_dir = output_dir if args.output_dir else RESULTS_ROOT
+    jobs = plan(tasks, methods, args)
+    outcomes: list[Outcome] = []
+    for number, job in enumerate(jobs, start=1):
+        print(f"[{number}/{len(jobs)}] {job.name}: {job.checkpoint or 'no checkpoint'}", flush=True)
+        directory = job.directory(output_dir, several_methods=len(methods) > 1)
+        outcomes.append(_run_job(job, directory, results_dir, args))
+        if outcomes[-1].row is None:
+            print(f"{outcomes[-1].status}: {outcomes[-1].detail}", file=sys.stderr)
+        write_csv(output_dir / CSV_FILE, outcomes)
+        write_text(output_dir / MARKDOWN_FILE, summary_table(outcomes, markdown=True) + "\n")
+
+    print(summary_table(outcomes))
+    print(f"results: {output_dir / CSV_FILE}, {output_dir / MARKDOWN_FILE}")
+    failures = [outcome for outcome in outcomes if outcome.row is None]
+    for outcome in failures:
+        print(f"error: {outcome.job.name} {outcome.status}: {outcome.detail}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def plan(tasks: Sequence[TaskInfo], methods: Methods, args: argparse.Namespace) -> list[Job]:
+    """One job per task, training seed, checkpoint type and method; a shipped checkpoint counts once."""
     types = CHECKPOINT_TYPES if args.checkpoint_type == "all" else (args.checkpoint_type,)
-    jobs = []
+    jobs: list[Job] = []
     for task in tasks:
         shipped = shipped_checkpoint(task.name)
         if shipped is not None and not training_directories(task.name):
             print(f"{task.name}: nothing in checkpoint/, evaluating the shipped {shipped} once")
-            jobs.append(Job(task, args.seeds[0], types[0], shipped))
-        else:
-            jobs += [
-                Job(task, seed, kind, find_checkpoint(task.name, seed, kind)) for seed in args.seeds for kind in types
-            ]
+            jobs += [Job(*each, task, args.seeds[0], types[0], shipped, None) for each in methods.items()]
+            continue
+        for seed, kind in product(args.seeds, types):
+            checkpoint = find_checkpoint(task.name, seed, kind)
+            jobs += [Job(*each, task, seed, kind, checkpoint, seed) for each in methods.items()]
     return jobs
 
 
-def _run_job(job: Job, directory: Path, args: argparse.Namespace) -> Outcome:
+def _run_job(job: Job, directory: Path, results_dir: Path, args: argparse.Namespace) -> Outcome:
     if job.checkpoint is None:
         expected = f"checkpoint/[low_dim/]{job.task.name}/diffusion_policy_transformer/train_{job.seed}/checkpoints"
-        return Outcome(job, "missing", f"no {job.checkpoint_type} checkpoint in {expected}")
-    argv = _evaluation_arguments(job, job.checkpoint, directory, args)
-    try:
-        evaluation_args = evaluate.build_parser().parse_args(argv)
-        if not args.force and (directory / RESULTS_FILE).is_file():
-            _check_same_settings(directory, evaluation_args)
-            return Outcome(job, "kept")
-        evaluate.run(evaluation_args)
-    except Exception as error:  # whatever it is, the other jobs go on
-        if args.debug:
-            traceback.print_exc()
-        return Outcome(job, "failed", str(error) or repr(error))
-    return Outcome(job, "evaluated")
+        return Outcome(job, "missing", detail=f"no {job.checkpoint_type} checkpoint in {expected}")
+    experiment = Experiment(
+        checkpoint=str(job.checkpoint),
+        method=job.method,
+        n_test=args.n_test,
+        n_envs=args.n_envs,
+        latency_calls=args.latency_calls,
+        device=args.device,
+        engine=args.engine,
+        assets_dir=str(ASSETS_ROOT / job.task.name / "original"),
+        training_seed=job.training_seed,
+        checkpoint_type=None if job.training_seed is None else job.checkpoint_type,
+    )
+    found = attempt(experiment, results_dir, force=args.force, debug=args.debug)
+    if found.row is None:
+        return Outcome(job, found.status, detail=found.detail)
+    run_dir = results_dir / found.row.directory
+    copy_results(run_dir, directory)
+    log = json.loads((run_dir / LOG_FILE).read_text())
+    scores = {job.task.row_name(metric): float(log[f"test/{metric}"]) for metric in job.task.metrics}
+    return Outcome(job, found.status, found.row, scores)
 
 
-def _evaluation_arguments(job: Job, checkpoint: Path, directory: Path, args: argparse.Namespace) -> list[str]:
-    steps_dir = ASSETS_ROOT / job.task.name / "original" / "optimal_steps" / args.metric
-    options = {
-        "checkpoint": checkpoint,
-        "output_dir": directory,
-        "device": args.device,
-        "n_test": args.n_test,
-        "cache_mode": args.cache_mode,
-        "num_caches": args.steps,
-    }
-    if args.cache_mode == "optimal":
-        options |= {"optimal_steps_dir": steps_dir, "metric": args.metric, "num_bu_blocks": args.num_bu_blocks}
-    return [text for name, value in options.items() for text in (f"--{name}", str(value))] + ["--skip_video"]
-
-
-def _check_same_settings(directory: Path, args: argparse.Namespace) -> None:
-    """Raises ValueError if the result in `directory` is of another evaluation."""
-    settings = json.loads((directory / BENCHMARK_FILE).read_text())["settings"]
-    keys = ["checkpoint", "cache_mode", "num_caches", "n_test"]
-    if args.cache_mode == "optimal":
-        keys += ["metric", "num_bu_blocks"]
-    asked = {name: getattr(args, name) for name in keys}
-    differing = [name for name in keys if settings[name] != asked[name]]
-    if differing:
-        found = ", ".join(f"{name} {settings[name]} instead of {asked[name]}" for name in differing)
-        raise ValueError(f"{directory} has a result with {found}: pass --force, or another --output_dir")
-
-
-def write_csv(path: Path, outcomes: Sequence[Outcome], output_dir: Path, args: argparse.Namespace) -> None:
-    """All results so far; a task with several metrics has a row for each."""
+def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
+    """All results so far, one line for each; a task with several metrics has a line for each of them."""
     with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(CSV_HEADER)
         for outcome in outcomes:
-            job = outcome.job
-            for row_name, score, results in _rows(outcome, output_dir):
-                method = METHODS[args.cache_mode]
-                flops, speedup = results["flops"], f"{results['speedup']:.3f}"
-                writer.writerow(
-                    (method, args.steps, row_name, job.seed, job.checkpoint_type, f"{score:.4f}", flops, speedup)
-                )
+            if outcome.row is None:
+                continue
+            job, row = outcome.job, outcome.row
+            steps = row.num_inference_steps if job.method.num_caches is None else job.method.num_caches
+            for name, score in (outcome.scores or {}).items():
+                what = (job.method_name, steps, name, job.seed, job.checkpoint_type)
+                writer.writerow((*what, f"{score:.4f}", row.flops, f"{row.speedup:.3f}"))
 
 
-def summary_table(outcomes: Sequence[Outcome], output_dir: Path) -> str:
-    rows = []
+def summary_table(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str:
+    lines = []
     for outcome in outcomes:
-        job = outcome.job
-        what = [str(job.seed), job.checkpoint_type, outcome.status]
-        rows += [
-            [row_name, *what, f"{score:.3f}", f"{results['flops'] / 1e9:.3f}", f"{results['speedup']:.2f}x"]
-            for row_name, score, results in _rows(outcome, output_dir)
-        ] or [[job.task.name, *what, "-", "-", "-"]]
-    return format_table(["task", "seed", "checkpoint", "status", "score", "GFLOPs", "speedup"], rows)
+        job, row = outcome.job, outcome.row
+        what = [str(job.seed), job.checkpoint_type, outcome.status, job.method.label]
+        if row is None:
+            lines.append([job.task.name, *what, "-", "-", "-"])
+            continue
+        figures = [f"{row.flops / 1e9:.3f}", f"{row.speedup:.2f}x"]
+        lines += [[name, *what, f"{score:.3f}", *figures] for name, score in (outcome.scores or {}).items()]
+    header = ["task", "seed", "checkpoint", "status", "method", "score", "GFLOPs", "speedup"]
+    return format_table(header, lines, markdown=markdown)
 
 
-def _rows(outcome: Outcome, output_dir: Path) -> list[tuple[str, float, dict[str, Any]]]:
-    """The result rows of a job: name, score, and the evaluation's summary."""
-    if not outcome.has_result:
-        return []
-    directory = outcome.job.directory(output_dir)
-    results = json.loads((directory / RESULTS_FILE).read_text())
-    log = json.loads((directory / LOG_FILE).read_text())
-    task = outcome.job.task
-    return [(task.row_name(metric), float(log[f"test/{metric}"]), results) for metric in task.metrics]
+# -- the command -------------------------------------------------------------------------------------------------
 
 
-def _default_output_dir(args: argparse.Namespace) -> Path:
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_bac_all.sh",
+        description="Evaluates BAC on the checkpoints of many tasks. What has a result is kept; schedules that "
+        "assets/TASK lacks are found from the policy.",
+    )
+    add_batch_arguments(parser)
+    add_schedule_arguments(parser)
+    parser.add_argument(
+        "--cache_mode",
+        choices=("optimal", "threshold"),
+        default="optimal",
+        help="optimal: each block at its own steps (BAC); threshold: all blocks at M even steps (default: optimal)",
+    )
+    add_task_arguments(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    check_batch_arguments(args)
+    M, N = args.steps, args.num_bu_blocks
     if args.cache_mode == "threshold":
-        return Path("results") / f"uniform_{args.steps}"
-    return Path("results") / f"bac_{args.metric}_{args.steps}_bu{args.num_bu_blocks}"
+        return run_batch(args, selected_tasks(args), {"Uniform": Method("uniform", num_caches=M)}, f"uniform_{M}")
+    bac = Method("bac", num_caches=M, num_bu_blocks=N, metric=args.metric)
+    return run_batch(args, selected_tasks(args), {"BAC": bac}, f"bac_{args.metric}_{M}_bu{N}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
-"""A policy with and without its cache, on the same episodes."""
+"""What a method makes of a policy: its cost, its actions and its episodes, beside the plain policy's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
+from bacinfer.core.engines import AutoEngine
+from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.summary import CacheSummary
 from bacinfer.evaluation.action_error import normalised_actions, rms_difference
 from bacinfer.evaluation.flops import count_flops
 from bacinfer.evaluation.latency import Latency, actions_per_second, measure_latency
+from bacinfer.evaluation.memory import peak_memory
+from bacinfer.evaluation.methods import PLAIN, Method
+from bacinfer.evaluation.schedules import applied
 from bacinfer.evaluation.statistics import Estimate, estimate_mean, estimate_paired_difference
 from bacinfer.tasks import Rollout, Task
 
@@ -22,20 +28,31 @@ NUM_CALIBRATION_OBSERVATIONS = 16
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call of a policy at batch size 1 costs; `frequency` in actions per second."""
+    """What one call of a policy at batch size 1 costs; `frequency` in actions per second, `peak_memory` in bytes."""
 
     latency: Latency
     frequency: float
     flops: int
+    peak_memory: int | None
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A policy's cost, its episodes, and its `actions` [N, horizon, action_dim] (normalised) on N observations."""
+    """What was measured of a method.
+
+    Attributes:
+        plain_latency: of the plain policy, timed just before in the same process.
+        actions: [N, horizon, action_dim] (normalised) on N observations.
+        num_inference_steps: K.
+        summary: how the policy was cached; None if it was not.
+    """
 
     cost: Cost
+    plain_latency: Latency
     actions: Tensor
     rollout: Rollout
+    num_inference_steps: int
+    summary: CacheSummary | None = None
 
     @property
     def score(self) -> Estimate | None:
@@ -43,60 +60,27 @@ class Result:
         scores = list(self.rollout.scores.values())
         return estimate_mean(scores) if scores else None
 
-    def action_error(self, plain: Result) -> float:
+    @property
+    def speedup(self) -> float:
+        """The plain policy's median latency over this one's."""
+        return self.plain_latency.p50 / self.cost.latency.p50
+
+    @property
+    def mean_updates(self) -> float:
+        """How often a block is computed, averaged over the blocks."""
+        return self.num_inference_steps if self.summary is None else self.summary.mean_updates
+
+    def action_error(self, plain: Result) -> Estimate:
         """RMS difference to the plain policy's actions, in normalised units, with equal noise."""
         return rms_difference(plain.actions, self.actions)
 
-    def speedup(self, plain: Result) -> float:
-        """The plain policy's median latency over this one's."""
-        return plain.cost.latency.p50 / self.cost.latency.p50
-
     def score_difference(self, plain: Result) -> Estimate | None:
-        """The change of the score against the plain policy, seed by seed; None where the task scores no episode."""
+        """The change of the score against the plain policy, over the seeds that both have; None if there are none."""
         before, after = plain.rollout.scores, self.rollout.scores
-        if not before:
+        seeds = [seed for seed in before if seed in after]
+        if not seeds:
             return None
-        return estimate_paired_difference(list(before.values()), [after[seed] for seed in before])
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """The policy that was asked for, `fast`, next to the plain one; both are the same without a cache."""
-
-    original: Result
-    fast: Result
-
-
-def compare(
-    policy: Any,
-    task: Task,
-    seeds: Sequence[int],
-    apply_cache: Callable[[Any], Any] | None,
-    *,
-    latency_calls: int = 20,
-    video_dir: Path | None = None,
-) -> Comparison:
-    """Evaluates a plain `policy`, and with the cache that `apply_cache` puts on it; leaves it plain.
-
-    Both see the same initial states and the same sampling noise, and their latencies are taken one after the other.
-    `apply_cache` is None for the plain policy alone. With a `video_dir`, the first seed's episodes are filmed, into
-    its subdirectories ``original`` and ``fast``.
-    """
-    if apply_cache is not None:  # a schedule that does not fit shows before anything slow
-        FastDiffusionPolicy.remove_cache(apply_cache(policy))
-    observations = calibration_observations(policy, task)
-    cost, actions = measure(policy, observations, latency_calls)
-    fast = None
-    if apply_cache is not None:
-        apply_cache(policy)
-        try:
-            fast_dir = video_dir / "fast" if video_dir is not None else None
-            fast = evaluate(policy, task, seeds, observations, latency_calls=latency_calls, video_dir=fast_dir)
-        finally:
-            FastDiffusionPolicy.remove_cache(policy)
-    original_dir = video_dir / "original" if video_dir is not None else None
-    original = Result(cost, actions, _roll_out(policy, task, seeds, original_dir))
-    return Comparison(original, fast or original)
+        return estimate_paired_difference([before[seed] for seed in seeds], [after[seed] for seed in seeds])
 
 
 def evaluate(
@@ -104,13 +88,41 @@ def evaluate(
     task: Task,
     seeds: Sequence[int],
     observations: Sequence[dict[str, Tensor]],
+    method: Method = PLAIN,
+    schedule: CacheSchedule | None = None,
     *,
+    engine: str = AutoEngine.name,
     latency_calls: int = 20,
+    noise_seed: int = 0,
+    n_envs: int | None = None,
     video_dir: Path | None = None,
 ) -> Result:
-    """Evaluates a policy as it is, plain or cached; with a `video_dir`, the first seed's episode is filmed."""
-    cost, actions = measure(policy, observations, latency_calls)
-    return Result(cost, actions, _roll_out(policy, task, seeds, video_dir))
+    """Evaluates `method` on a plain policy, which it leaves plain.
+
+    All methods see the same initial states and, as far as they draw it, the same sampling noise. The plain policy is
+    timed next to the method, so that a machine whose load changes favours neither.
+
+    Args:
+        seeds: One episode each.
+        observations: To time calls on and to compare actions on, see `calibration_observations`.
+        schedule: What `prepare` gave for the method.
+        engine: What runs the schedule.
+        latency_calls: How many calls are timed.
+        n_envs: How many environments run at once; None for the task's own number.
+        video_dir: Where the first seed's episode is filmed to; None films nothing.
+    """
+    plain_latency = None if method == PLAIN else measure_latency(policy, observations[0], latency_calls)
+    with applied(policy, method, schedule, engine) as summary:
+        num_inference_steps = policy.num_inference_steps
+        cost = measure_cost(policy, observations[0], latency_calls)
+        actions = normalised_actions(policy, observations)
+        options: dict[str, Any] = {} if n_envs is None else {"n_envs": n_envs}
+        video_seeds = () if video_dir is None else seeds[:1]
+        rollout = task.rollout(
+            policy, seeds, noise_seed=noise_seed, video_dir=video_dir, video_seeds=video_seeds, **options
+        )
+        summary = summary and FastDiffusionPolicy.summary(policy)  # the first call may have decided on the engine
+    return Result(cost, plain_latency or cost.latency, actions, rollout, num_inference_steps, summary)
 
 
 def calibration_observations(policy: Any, task: Task) -> list[dict[str, Tensor]]:
@@ -118,12 +130,7 @@ def calibration_observations(policy: Any, task: Task) -> list[dict[str, Tensor]]
     return list(task.observations(policy, CALIBRATION_DEMO, NUM_CALIBRATION_OBSERVATIONS))
 
 
-def measure(policy: Any, observations: Sequence[dict[str, Tensor]], latency_calls: int) -> tuple[Cost, Tensor]:
-    """What a call costs, and the normalised actions on the observations."""
-    latency = measure_latency(policy, observations[0], latency_calls)
-    cost = Cost(latency, actions_per_second(policy, latency), count_flops(policy, observations[0]))
-    return cost, normalised_actions(policy, observations)
-
-
-def _roll_out(policy: Any, task: Task, seeds: Sequence[int], video_dir: Path | None) -> Rollout:
-    return task.rollout(policy, seeds, video_dir=video_dir, video_seeds=() if video_dir is None else seeds[:1])
+def measure_cost(policy: Any, obs: dict[str, Tensor], latency_calls: int) -> Cost:
+    """What a call of the policy, as it is, costs on an observation of batch size 1."""
+    latency = measure_latency(policy, obs, latency_calls)
+    return Cost(latency, actions_per_second(policy, latency), count_flops(policy, obs), peak_memory(policy, obs))

@@ -10,63 +10,65 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bacinfer.command_options import (
-    add_cache_arguments,
-    add_policy_arguments,
-    apply_cache_arguments,
-    load_policy_and_config,
-    run_command,
+from bacinfer.assets import RunAssets
+from bacinfer.command_options import add_cache_arguments, add_policy_arguments, run_command
+from bacinfer.evaluation.experiment import Experiment, check, run_all
+from bacinfer.evaluation.methods import PLAIN, parse_methods
+from bacinfer.evaluation.options import (
+    add_episode_arguments,
+    add_seed_arguments,
+    cache_method,
+    episode_settings,
+    report_failures,
 )
-from bacinfer.evaluation.comparison import compare
-from bacinfer.evaluation.results import format_results, write_results
+from bacinfer.evaluation.results import copy_results
+from bacinfer.evaluation.table import format_methods
 from bacinfer.evaluation.video import write_side_by_side
-from bacinfer.tasks import make_task
-
-DEFAULT_FIRST_SEED = 100_000
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Scores, latency and FLOPs of a policy, plain and with its cache.")
+    parser = argparse.ArgumentParser(
+        description="Scores, latency and FLOPs of a policy, plain and with its cache, on the same seeds. Run it again "
+        "to go on after an interruption; what has a result is kept."
+    )
     add_policy_arguments(parser)
     parser.add_argument("-o", "--output_dir", required=True, metavar="OUT", help="where the results are written")
-    parser.add_argument("--n_test", type=int, default=50, metavar="N", help="how many episodes to run (default: 50)")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=DEFAULT_FIRST_SEED,
-        help=f"first test seed; the others follow (default: {DEFAULT_FIRST_SEED})",
-    )
-    parser.add_argument(
-        "--latency_calls", type=int, default=20, metavar="N", help="how many calls to time (default: 20)"
-    )
+    add_episode_arguments(parser)
+    add_seed_arguments(parser)
     parser.add_argument("--skip_video", action="store_true", help="film no episode")
+    parser.add_argument(
+        "--baselines",
+        default="",
+        metavar="A,B",
+        help="other methods for the same table, such as ddim:10,uniform:10 (see bacinfer compare --help)",
+    )
     add_cache_arguments(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.n_test < 1:
-        raise ValueError(f"--n_test {args.n_test}: expected at least one episode")
-    output_dir = Path(args.output_dir)
-    policy, checkpoint = load_policy_and_config(args)
-    task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
-    seeds = range(args.seed, args.seed + args.n_test)
-    video_dir = None if args.skip_video else output_dir / "media"
-    comparison = compare(
-        policy,
-        task,
-        seeds,
-        None if args.cache_mode == "original" else lambda policy: apply_cache_arguments(policy, args),
-        latency_calls=args.latency_calls,
-        video_dir=video_dir,
-    )
-    if video_dir is not None and args.cache_mode != "original":
-        results = {"original": comparison.original, args.cache_mode: comparison.fast}
-        write_side_by_side(video_dir / "side_by_side.mp4", results, seeds[0])
-    write_results(output_dir, comparison, policy, args, checkpoint.cfg)
-    print(format_results(comparison, args.cache_mode))
-    print(f"results: {output_dir}")
-    return 0
+    output_dir, film = Path(args.output_dir), not args.skip_video
+    method = cache_method(args)
+    baselines = parse_methods(args.baselines) if args.baselines else []
+    steps_dir = args.optimal_steps_dir
+    assets_dir = str(RunAssets.of_steps_dir(steps_dir).directory) if steps_dir else None
+    settings = episode_settings(args)
+    experiments = {
+        each: Experiment(method=each, assets_dir=assets_dir, **settings) for each in (PLAIN, method, *baselines)
+    }
+    if method.cache == "bac" and steps_dir:
+        experiments[method] = Experiment(method=method, optimal_steps_dir=steps_dir, **settings)
+    check(experiments.values(), output_dir)
+    outcomes = run_all(list(experiments.values()), output_dir, film=film, force=args.force, debug=args.debug)
+    rows = {outcome.experiment.method: outcome.row for outcome in outcomes if outcome.row is not None}
+    if method in rows:
+        copy_results(output_dir / rows[method].directory, output_dir)
+    if rows:
+        print(format_methods(list(rows.values())))
+        print(f"results: {output_dir}")
+    if film and method != PLAIN and {PLAIN, method} <= rows.keys():
+        write_side_by_side(output_dir / "media" / "side_by_side.mp4", output_dir, [rows[PLAIN], rows[method]])
+    return report_failures(outcomes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,20 +10,28 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bacinfer.core.engines.observing import observe_residuals
 from bacinfer.tasks.base import seeded_noise
 
 
 def count_flops(policy: Any, obs: dict[str, Tensor]) -> int:
     """Floating-point operations of one `predict_action`: those of its matrix products, 2 per multiply-add.
 
-    Masked attention counts in full, elementwise operations not at all.
+    Masked attention counts in full, elementwise operations not at all. Cached blocks are counted layer by layer,
+    whatever engine runs them: a fused one computes somewhat less.
 
     Raises:
         RuntimeError: PyTorch is older than 2.3, where the fused path of attention cannot be switched off.
     """
     if not hasattr(torch.backends, "mha"):
         raise RuntimeError(f"counting FLOPs needs PyTorch 2.3 or later, this is {torch.__version__}")
-    with seeded_noise(policy, 0), _countable_attention(), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with (
+        seeded_noise(policy, 0),
+        _countable_attention(),
+        observe_residuals(policy, lambda *_: None),  # what is observed runs layer by layer
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+    ):
         policy.predict_action(obs)
     return counter.get_total_flops()
 

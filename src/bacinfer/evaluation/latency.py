@@ -16,10 +16,11 @@ NUM_WARMUP_CALLS = 3
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall time of `predict_action`, in seconds: median and 95th percentile of `num_calls` calls."""
+    """Wall time of `predict_action`, in seconds: median, 95th and 99th percentile of `num_calls` calls."""
 
     p50: float
     p95: float
+    p99: float
     num_calls: int
 
 
@@ -35,8 +36,8 @@ def measure_latency(policy: Any, obs: dict[str, Tensor], num_calls: int = 20) ->
         raise ValueError(f"the latency of {num_calls} calls: expected at least one")
     with seeded_noise(policy, 0):
         calls = [timed_call(policy, obs)[1] for _ in tqdm(range(NUM_WARMUP_CALLS + num_calls), "latency", unit="call")]
-    p50, p95 = np.percentile(calls[NUM_WARMUP_CALLS:], [50, 95])
-    return Latency(float(p50), float(p95), num_calls)
+    p50, p95, p99 = map(float, np.percentile(calls[NUM_WARMUP_CALLS:], [50, 95, 99]))
+    return Latency(p50, p95, p99, num_calls)
 
 
 def actions_per_second(policy: Any, latency: Latency) -> float:

@@ -8,29 +8,25 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from bacinfer.analysis.collect_activations import DEFAULT_DEMO, DEFAULT_SEED, file_digest
 from bacinfer.analysis.get_optimal_cache_update_steps import DEFAULT_BUDGETS, Sampling, analyse_policy
 from bacinfer.assets import RunAssets, write_text
 from bacinfer.command_options import add_policy_arguments, load_policy_and_config, run_command
-from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.core.summary import CacheSummary
-from bacinfer.evaluation.comparison import Result, calibration_observations, evaluate
-from bacinfer.evaluation.evaluate import DEFAULT_FIRST_SEED
-from bacinfer.evaluation.table import format_table
+from bacinfer.core.schedule import CacheSchedule
+from bacinfer.evaluation.experiment import Experiment, run_all
+from bacinfer.evaluation.methods import parse_methods
+from bacinfer.evaluation.options import report_failures
+from bacinfer.evaluation.results import SCHEDULE_FILE
+from bacinfer.evaluation.table import format_methods
 from bacinfer.evaluation.video import write_side_by_side
 from bacinfer.tasks import make_task
 
 SHIPPED_CHECKPOINT = "assets/pusht/pusht_transformer.ckpt"
 METRIC = "cosine"
-NUM_BU_BLOCKS = 5
-
-Apply = Callable[[Any], Any]
+METHODS = parse_methods("plain,uniform:20,bac:20:5,bac:10:5")  # the plain policy first, BAC last
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,76 +65,33 @@ def run(args: argparse.Namespace) -> int:
     analyse_policy(policy, task, assets, [DEFAULT_DEMO], [METRIC], DEFAULT_BUDGETS, sampling)
 
     print("2. Roll out the plain and the cached policy", flush=True)
-    observations = calibration_observations(policy, task)
-    seeds = range(DEFAULT_FIRST_SEED, DEFAULT_FIRST_SEED + args.episodes)
-    results: dict[str, Result] = {}
-    summaries: dict[str, CacheSummary] = {}
-    for name, apply in cache_modes(assets).items():
-        apply(policy)
-        summaries[name] = FastDiffusionPolicy.summary(policy)
-        results[name] = evaluate(
-            policy,
-            task,
-            seeds,
-            observations,
+    experiments = [
+        Experiment(
+            checkpoint=str(args.checkpoint),
+            method=method,
+            n_test=args.episodes,
             latency_calls=args.latency_calls,
-            video_dir=args.output_dir / "media" / name.replace(" ", "_").replace(",", ""),
+            device=args.device,
+            assets_dir=str(assets.directory),
+            trust_checkpoint=args.trust_checkpoint,
         )
-    FastDiffusionPolicy.remove_cache(policy)
+        for method in METHODS
+    ]
+    outcomes = run_all(experiments, args.output_dir, film=True, debug=args.debug)
+    rows = [outcome.row for outcome in outcomes if outcome.row is not None]
+    if len(rows) < len(outcomes):
+        return report_failures(outcomes)
 
-    plain, *_, bac = results
-    video = write_side_by_side(args.output_dir / "side_by_side.mp4", {n: results[n] for n in (plain, bac)}, seeds[0])
-    write_text(args.output_dir / "schedule.txt", f"{summaries[bac].schedule}\n")
-    print(f"\n{summaries[bac]}\n")
-    print(comparison_table(results, summaries))
+    plain, bac = rows[0], rows[-1]
+    video = write_side_by_side(args.output_dir / "side_by_side.mp4", args.output_dir, [plain, bac])
+    schedule = CacheSchedule.from_json((args.output_dir / bac.directory / SCHEDULE_FILE).read_text())
+    write_text(args.output_dir / "schedule.txt", f"{schedule}\n")
+    print(f"\n{schedule}\n\n{format_methods(rows)}\n")
     print(
-        f"\n{args.episodes} episodes from seed {seeds[0]}; score: mean of the episodes' highest rewards ± standard "
-        f"error; latency of one call\nat batch 1 on {args.device} with {torch.get_num_threads()} threads, median of "
-        f"{args.latency_calls}; action error: RMS in units of the action range [-1, 1].\n"
         f"Video: {video}\nSchedules: {assets.directory / 'figures' / f'schedules_{METRIC}.png'}\n"
         f"Took {time.perf_counter() - start:.0f} s."
     )
     return 0
-
-
-def cache_modes(assets: RunAssets) -> dict[str, Apply]:
-    """What the quick start compares, the plain policy first and BAC last."""
-
-    def optimal(num_caches: int) -> Apply:
-        return lambda policy: FastDiffusionPolicy.apply_cache(
-            policy,
-            optimal_steps_dir=assets.steps_dir(METRIC),
-            num_caches=num_caches,
-            metric=METRIC,
-            num_bu_blocks=NUM_BU_BLOCKS,
-        )
-
-    return {
-        "original": lambda policy: FastDiffusionPolicy.apply_cache(policy, cache_mode="original"),
-        "threshold 5": lambda policy: FastDiffusionPolicy.apply_cache(policy, cache_threshold=5),
-        f"BAC M=20, BU {NUM_BU_BLOCKS}": optimal(20),
-        f"BAC M=10, BU {NUM_BU_BLOCKS}": optimal(10),
-    }
-
-
-def comparison_table(results: dict[str, Result], summaries: dict[str, CacheSummary]) -> str:
-    """A row for each mode; the first is what the others are compared with."""
-    plain = next(iter(results.values()))
-    rows = [
-        [
-            name,
-            f"{summaries[name].mean_updates:.1f}",
-            f"{result.cost.flops / 1e9:.2f}",
-            f"{result.cost.latency.p50 * 1e3:.0f} / {result.cost.latency.p95 * 1e3:.0f} ms",
-            f"{result.cost.frequency:.1f}",
-            f"{result.speedup(plain):.1f}x",
-            str(result.score),
-            f"{result.action_error(plain):.3f}",
-        ]
-        for name, result in results.items()
-    ]
-    header = ["mode", "updates/block", "GFLOPs", "latency p50 / p95", "actions/s", "speedup", "score", "action error"]
-    return format_table(header, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

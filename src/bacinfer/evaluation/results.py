@@ -1,152 +1,261 @@
-"""The files and the table that an evaluation leaves."""
+"""The files of a run, and its row of the results table."""
 
 from __future__ import annotations
 
-import argparse
+import json
+import math
 import platform
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from bacinfer.assets import write_json
-from bacinfer.command_options import DEFAULT_NUM_CACHES, cache_threshold
-from bacinfer.evaluation.comparison import Comparison, Result
-from bacinfer.evaluation.statistics import Estimate
-from bacinfer.evaluation.table import format_table
-from bacinfer.tasks import task_name
-from bacinfer.tasks.base import policy_device
+from bacinfer.assets import atomic_write, read_arrays, write_arrays, write_json, write_text
+from bacinfer.evaluation.comparison import Cost, Result
+from bacinfer.evaluation.latency import Latency, actions_per_second
+from bacinfer.evaluation.methods import parse_method
+from bacinfer.evaluation.results_table import Row
+from bacinfer.evaluation.statistics import Estimate, estimate_proportion
+from bacinfer.tasks import Rollout
 
 BENCHMARK_FILE = "benchmark_results.json"
 RESULTS_FILE = "eval_results.json"
 LOG_FILE = "fast_eval_log.json"
+SCORES_FILE = "scores.json"
+SCHEDULE_FILE = "schedule.json"
+CALIBRATION_FILE = "calibration.npz"
 
 
-def write_results(
-    output_dir: str | Path, comparison: Comparison, policy: Any, args: argparse.Namespace, cfg: DictConfig
-) -> None:
-    """Writes the three files of an evaluation.
+@dataclass(frozen=True, eq=False)
+class PlainResult:
+    """The plain policy's result, and what others need to be compared with it.
 
-    ``benchmark_results.json`` everything that was measured, with the settings, the hardware and the checkpoint's
-    configuration; ``eval_results.json`` the summary that result tables are made of; ``fast_eval_log.json`` the task's
-    own log of the evaluated policy. `eval_results.json` comes last: where it is, the others are.
+    Attributes:
+        observations: those that its actions are of.
+        noise_error: RMS difference between two draws of its noise.
     """
-    output_dir = Path(output_dir)
-    original, fast = comparison.original, comparison.fast
-    settings = evaluation_settings(args, policy.num_inference_steps)
+
+    result: Result
+    observations: Sequence[dict[str, Tensor]]
+    noise_error: float
+
+
+def write_results(directory: Path, result: Result, plain: PlainResult, row: Row, policy: Any, cfg: DictConfig) -> None:
+    """Writes the files of a run (see `results_table`); `eval_results.json` last: where it is, the others are.
+
+    Args:
+        policy: The plain policy.
+        cfg: Its checkpoint's configuration.
+    """
+    rollout = result.rollout
+    if result.summary is not None and result.summary.schedule is not None:
+        write_text(directory / SCHEDULE_FILE, result.summary.schedule.to_json())
+    scores = {"scores": rollout.scores, "num_steps": dict(rollout.num_steps), "failures": failures(rollout)}
+    write_json(directory / SCORES_FILE, scores)
+    write_json(directory / LOG_FILE, {key: _finite(value) for key, value in rollout.log.items()})
+    settings = _settings(row)
+    plain_frequency = actions_per_second(policy, result.plain_latency)
     write_json(
-        output_dir / BENCHMARK_FILE,
+        directory / BENCHMARK_FILE,
         {
-            "task": task_name(cfg),
-            "original": _result(original),
-            "fast": _result(fast),
-            "speedup": fast.speedup(original),
-            "flops": fast.cost.flops,
-            "flops_fraction": fast.cost.flops / original.cost.flops,
-            "action_error": fast.action_error(original),
-            "score_difference": _estimate(fast.score_difference(original)),
+            "task": row.task,
+            "original": _measured(plain.result) | _times(result.plain_latency) | {"frequency": plain_frequency},
+            "fast": _measured(result),
+            "speedup": row.speedup,
+            "flops": row.flops,
+            "flops_fraction": row.flops_fraction,
+            "peak_memory": row.peak_memory,
+            "action_error": row.action_error,
+            "noise_error": row.noise_error,
+            "score_difference": _estimate(result.score_difference(plain.result)),
+            "sub_scores": json.loads(row.sub_scores) if row.sub_scores else None,
             "actions_per_inference": policy.n_action_steps,
-            "num_inference_steps": policy.num_inference_steps,
+            "num_inference_steps": row.num_inference_steps,
             "settings": settings,
-            "hardware": _hardware(policy_device(policy)),
+            "hardware": {"device": row.hardware, "threads": row.threads, "torch": row.torch, "batch_size": 1},
             "config": OmegaConf.to_container(cfg, resolve=True),
         },
     )
-    write_json(output_dir / LOG_FILE, dict(fast.rollout.log))
     write_json(
-        output_dir / RESULTS_FILE,
+        directory / RESULTS_FILE,
         {
-            "mean_score": fast.rollout.mean_score,
-            "speedup": fast.speedup(original),
-            "flops": fast.cost.flops,
-            "frequency": fast.cost.frequency,
-            "cache_mode": settings["cache_mode"],
-            "num_caches": settings["num_caches"],
-            "num_bu_blocks": settings["num_bu_blocks"],
+            "mean_score": _finite(rollout.mean_score),
+            "speedup": row.speedup,
+            "flops": row.flops,
+            "frequency": row.actions_per_second,
+            **{name: settings[name] for name in ("cache_mode", "num_caches", "num_bu_blocks")},
         },
     )
 
 
-def evaluation_settings(args: argparse.Namespace, num_inference_steps: int) -> dict[str, Any]:
-    """What was evaluated: the flags that the cache mode makes use of, None for the others."""
-    mode = args.cache_mode
-    optimal = mode == "optimal"
+def _settings(row: Row) -> dict[str, Any]:
+    """What was evaluated, its method in terms of `apply_cache` and the command's flags."""
+    method = parse_method(row.method)
+    modes = {"plain": "original", "uniform": "threshold", "threshold": "threshold", "bac": "optimal"}
+    interval = method.interval
+    if method.cache == "uniform":
+        interval = -(-row.num_inference_steps // (method.num_caches or 1))
     return {
-        "checkpoint": str(args.checkpoint),
-        "device": str(args.device),
-        "seed": args.seed,
-        "n_test": args.n_test,
-        "cache_mode": mode,
-        "cache_threshold": cache_threshold(args, num_inference_steps) if mode == "threshold" else None,
-        "optimal_steps_dir": str(args.optimal_steps_dir) if optimal else None,
-        "num_caches": (args.num_caches or DEFAULT_NUM_CACHES) if optimal else args.num_caches,
-        "metric": args.metric if optimal else None,
-        "num_bu_blocks": args.num_bu_blocks if optimal else 0,
-        "edit_steps": args.edit_steps,
+        **{name: getattr(row, name) for name in ("checkpoint", "device", "n_test", "noise_seed", "n_envs", "engine")},
+        "seed": row.first_seed,
+        "method": row.method,
+        "ddim_steps": method.ddim_steps,
+        "cache_mode": modes.get(method.cache, "edit"),
+        "cache_threshold": interval,
+        "assets": row.assets,
+        "num_caches": row.num_caches,
+        "metric": row.metric,
+        "num_bu_blocks": row.num_bu_blocks or 0,
+        "edit_steps": method.steps,
     }
 
 
-def format_results(comparison: Comparison, cache_mode: str) -> str:
-    """The evaluation as a table, the plain policy first."""
-    original, fast = comparison.original, comparison.fast
-    results = {"original": original, cache_mode: fast}
-    rows = [
-        [
-            name,
-            str(result.score or f"{result.rollout.mean_score:.3f}"),
-            f"{result.cost.latency.p50 * 1e3:.1f} ms",
-            f"{result.cost.latency.p95 * 1e3:.1f} ms",
-            f"{result.cost.frequency:.1f}",
-            f"{result.cost.flops / 1e9:.3f}",
-            f"{result.speedup(original):.2f}x",
-        ]
-        for name, result in results.items()
+def copy_results(run_dir: Path, directory: Path) -> None:
+    """Copies the files of a run that result tables are made of; the summary last."""
+    for name in (BENCHMARK_FILE, LOG_FILE, RESULTS_FILE):
+        with atomic_write(directory / name) as temporary:
+            shutil.copyfile(run_dir / name, temporary)
+
+
+def write_plain_result(directory: Path, plain: PlainResult) -> None:
+    observations = {
+        f"obs/{key}": torch.cat([obs[key] for obs in plain.observations]).cpu().numpy() for key in plain.observations[0]
+    }
+    actions = plain.result.actions.cpu().numpy()
+    write_arrays(directory / CALIBRATION_FILE, {**observations, "actions": actions}, {"noise_error": plain.noise_error})
+
+
+def read_plain_result(directory: Path, device: str | torch.device = "cpu") -> PlainResult:
+    """What a run of the plain policy left.
+
+    Raises:
+        FileNotFoundError, ValueError: something of it is missing or damaged.
+    """
+    arrays, metadata = read_arrays(directory / CALIBRATION_FILE)
+    tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    actions = tensors.pop("actions")
+    observations = [
+        {name.removeprefix("obs/"): batch[i : i + 1] for name, batch in tensors.items()} for i in range(len(actions))
     ]
-    header = ["mode", "score ± s.e.", "latency p50", "p95", "actions/s", "GFLOPs", "speedup"]
-    lines = [format_table(header, rows)]
-    if cache_mode != "original":
-        lines.append(f"RMS action error (normalised units, same noise): {fast.action_error(original):.4f}")
-        difference = fast.score_difference(original)
-        if difference is not None and difference.low is not None:
-            lines.append(
-                f"score difference, paired over {difference.count} seeds: {difference.mean:+.3f}, "
-                f"95 % interval [{difference.low:+.3f}, {difference.high:+.3f}]"
-            )
-    return "\n".join(lines)
+    try:
+        benchmark = json.loads((directory / BENCHMARK_FILE).read_text())
+        measured = benchmark["fast"]
+        latency = Latency(*(measured[f"latency_{name}"] for name in ("p50", "p95", "p99", "calls")))
+        cost = Cost(latency, measured["frequency"], measured["flops"], measured["peak_memory"])
+        log = json.loads((directory / LOG_FILE).read_text())
+        rollout = Rollout(
+            log={key: value for key, value in log.items() if value is not None},  # (what was not finite)
+            policy_seconds=[measured["rollout_policy_seconds"]],
+            env_seconds=measured["rollout_env_seconds"],
+        )
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{directory} is damaged ({error!r}); delete it and evaluate the plain policy again"
+        ) from error
+    result = Result(cost, latency, actions, rollout, benchmark["num_inference_steps"])
+    return PlainResult(result, observations, metadata["noise_error"])
 
 
-def _result(result: Result) -> dict[str, Any]:
+def make_row(result: Result, plain: PlainResult, *, device: str, **configuration: Any) -> Row:
+    """The row of the results table."""
+    cost, rollout = result.cost, result.rollout
+    score, difference = result.score, result.score_difference(plain.result)
+    error = result.action_error(plain.result)
+    subs = sub_scores(rollout.log, configuration["n_test"])
+    return Row(
+        **configuration,
+        num_inference_steps=result.num_inference_steps,
+        mean_updates=float(result.mean_updates),
+        engine=result.summary.engine if result.summary else None,
+        score=score.mean if score else _finite(rollout.mean_score),
+        score_standard_error=score.standard_error if score else None,
+        score_low=score.low if score else None,
+        score_high=score.high if score else None,
+        score_difference=difference.mean if difference else None,
+        score_difference_low=difference.low if difference else None,
+        score_difference_high=difference.high if difference else None,
+        sub_scores=json.dumps({name: _estimate(sub) for name, sub in subs.items()}) if subs else None,
+        num_failed=len(failures(rollout)),
+        action_error=error.mean,
+        action_error_low=error.low,
+        action_error_high=error.high,
+        noise_error=plain.noise_error,
+        latency_p50=cost.latency.p50,
+        latency_p95=cost.latency.p95,
+        latency_p99=cost.latency.p99,
+        latency_calls=cost.latency.num_calls,
+        plain_latency_p50=result.plain_latency.p50,
+        actions_per_second=cost.frequency,
+        speedup=result.speedup,
+        flops=cost.flops,
+        flops_fraction=cost.flops / plain.result.cost.flops,
+        peak_memory=cost.peak_memory,
+        policy_seconds=sum(rollout.policy_seconds),
+        env_seconds=rollout.env_seconds,
+        device=device,
+        hardware=_hardware(torch.device(device)),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def sub_scores(log: Mapping[str, Any], num_episodes: int) -> dict[str, Estimate]:
+    """The shares of episodes in which parts of a task were done, ``p1``, ``p_1``, … in a runner's log."""
+    matches = {key: re.fullmatch(r"(?:train|test)/(p_?\d+)", key) for key in log}
+    return {match[1]: estimate_proportion(float(log[key]), num_episodes) for key, match in matches.items() if match}
+
+
+def failures(rollout: Rollout) -> dict[int, str]:
+    """The seeds whose environment crashed, and with what."""
+    return dict(getattr(rollout, "failures", {}))
+
+
+def _measured(result: Result) -> dict[str, Any]:
     return {
-        "latency_p50": result.cost.latency.p50,
-        "latency_p95": result.cost.latency.p95,
-        "latency_calls": result.cost.latency.num_calls,
+        **_times(result.cost.latency),
         "frequency": result.cost.frequency,
         "flops": result.cost.flops,
-        "mean_score": result.rollout.mean_score,
+        "peak_memory": result.cost.peak_memory,
+        "mean_score": _finite(result.rollout.mean_score),
         "score": _estimate(result.score),
         "rollout_policy_seconds": sum(result.rollout.policy_seconds),
         "rollout_env_seconds": result.rollout.env_seconds,
     }
 
 
+def _times(latency: Latency) -> dict[str, Any]:
+    return {
+        "latency_p50": latency.p50,
+        "latency_p95": latency.p95,
+        "latency_p99": latency.p99,
+        "latency_calls": latency.num_calls,
+    }
+
+
 def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
     if estimate is None:
         return None
-    return {
-        "mean": estimate.mean,
-        "standard_error": estimate.standard_error,
-        "interval_95": [estimate.low, estimate.high],
-        "count": estimate.count,
-    }
+    values = asdict(estimate)
+    return values | {"interval_95": [values.pop("low"), values.pop("high")]}
 
 
-def _hardware(device: torch.device) -> dict[str, Any]:
-    return {
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "batch_size": 1,
-    }
+def _finite(value: Any) -> Any:
+    """None in the place of a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _hardware(device: torch.device) -> str:
+    """The processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
+    return match[1] if match else platform.processor() or platform.machine()

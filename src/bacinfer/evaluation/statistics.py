@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 
@@ -12,7 +13,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its standard error and 95 % confidence interval (Student's t).
+    """A mean with its standard error and 95 % confidence interval.
 
     One value alone has neither; they are None then.
     """
@@ -23,6 +24,14 @@ class Estimate:
     high: float | None
     count: int
 
+    def root(self) -> Estimate:
+        """The square root of a mean that is not negative: its interval end to end, its error to first order."""
+        root = sqrt(self.mean)
+        if self.standard_error is None or self.low is None or self.high is None:
+            return Estimate(root, None, None, None, self.count)
+        error = self.standard_error / (2 * root) if root else 0.0
+        return Estimate(root, error, sqrt(max(self.low, 0)), sqrt(self.high), self.count)
+
     def __str__(self) -> str:
         if self.standard_error is None:
             return f"{self.mean:.3f}"
@@ -30,7 +39,7 @@ class Estimate:
 
 
 def estimate_mean(values: Sequence[float]) -> Estimate:
-    """The mean of independent values, such as the scores of episodes.
+    """The mean of independent values, such as the scores of episodes, with Student's interval.
 
     Raises:
         ValueError: no values.
@@ -55,3 +64,19 @@ def estimate_paired_difference(before: Sequence[float], after: Sequence[float]) 
         ValueError: sequences of different lengths, or empty ones.
     """
     return estimate_mean([b - a for a, b in zip(before, after, strict=True)])
+
+
+def estimate_proportion(proportion: float, count: int) -> Estimate:
+    """The share of `count` episodes in which something happened, with Wilson's interval.
+
+    Raises:
+        ValueError: no share of that many episodes.
+    """
+    from scipy import stats
+
+    successes = round(proportion * count)
+    if count < 1 or not 0 <= successes <= count:
+        raise ValueError(f"{proportion} is no share of {count} episodes")
+    interval = stats.binomtest(successes, count).proportion_ci(CONFIDENCE, method="wilson")
+    standard_error = sqrt(proportion * (1 - proportion) / count)
+    return Estimate(proportion, standard_error, float(interval.low), float(interval.high), count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -9,25 +10,37 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bacinfer.evaluation.comparison import Result
+from bacinfer.evaluation.results import SCORES_FILE
+from bacinfer.evaluation.results_table import Row
 from bacinfer.tasks.video import Frame, open_video, read_video
 
 CAPTION_HEIGHT = 32
 
 
-def write_side_by_side(output: str | Path, results: Mapping[str, Result], seed: int) -> Path:
-    """A seed's videos of several policies next to each other, each under its name and score; returns `output`.
+def write_side_by_side(output: str | Path, results_dir: str | Path, rows: Sequence[Row]) -> Path:
+    """The first episodes of several runs next to each other, each under its method and score; returns `output`.
 
     Raises:
-        ValueError: a policy's episode of this seed was not filmed.
+        FileNotFoundError: an episode was not filmed.
     """
-    videos = {}
-    for name, result in results.items():
-        if seed not in result.rollout.videos:
-            raise ValueError(f"no video of seed {seed} for {name}: there are those of {list(result.rollout.videos)}")
-        score = result.rollout.scores.get(seed)
-        videos[name if score is None else f"{name}: score {score:.2f}"] = result.rollout.videos[seed]
+    videos = dict(film(results_dir, row) for row in rows)
     return side_by_side(output, videos)
+
+
+def film(results_dir: str | Path, row: Row) -> tuple[str, Path]:
+    """A caption, the method and its score, and the video of a run's first episode.
+
+    Raises:
+        FileNotFoundError: the episode was not filmed.
+    """
+    directory = Path(results_dir) / row.directory
+    video = directory / "media" / f"{row.first_seed}.mp4"
+    if not video.is_file():
+        raise FileNotFoundError(
+            f"{row.label} was evaluated without a film, there is no {video}: pass --force to evaluate it again"
+        )
+    score = json.loads((directory / SCORES_FILE).read_text())["scores"].get(str(row.first_seed))
+    return (row.label if score is None else f"{row.label}: score {score:.2f}"), video
 
 
 def side_by_side(output: str | Path, videos: Mapping[str, str | Path]) -> Path:

@@ -12,9 +12,22 @@ from bacinfer.tasks.metaworld import MAX_STEPS as ARM_MAX_STEPS
 from bacinfer.tasks.metaworld import MetaWorldTask
 from bacinfer.tasks.pusht import MAX_STEPS, PushTTask
 from bacinfer.tasks.runner import RunnerTask, runner_class
+from bacinfer.tasks.simulated import SimulatedTask
 from bacinfer.tasks.table import TASKS, TaskInfo
 
-__all__ = ["TASKS", "MetaWorldTask", "PushTTask", "Rollout", "RunnerTask", "Task", "TaskInfo", "make_task", "task_name"]
+__all__ = [
+    "TASKS",
+    "MetaWorldTask",
+    "PushTTask",
+    "Rollout",
+    "RunnerTask",
+    "SimulatedTask",
+    "Task",
+    "TaskInfo",
+    "make_simulated_task",
+    "make_task",
+    "task_name",
+]
 
 _PUSHT_SETTINGS = {
     "n_latency_steps": 0,
@@ -22,6 +35,7 @@ _PUSHT_SETTINGS = {
     "keypoint_visible_rate": 1.0,
     "agent_keypoints": False,
 }
+_PUSHT = ".PushTKeypointsRunner"
 _ARM = "bacinfer.tasks.metaworld.MetaWorldTask"
 
 
@@ -35,22 +49,45 @@ def make_task(cfg: DictConfig, *, trust_checkpoint: bool = False) -> Task:
         ValueError: no runner in the configuration, or one that is not defined in ``diffusion_policy``.
         RuntimeError: the runner's simulator is not installed.
     """
+    target, arguments = _runner(cfg)
+    if target == _ARM:
+        return make_simulated_task(cfg)
+    try:
+        return RunnerTask(task_name(cfg), runner_class(target, trust_checkpoint=trust_checkpoint), arguments)
+    except ImportError as error:
+        if target.endswith(_PUSHT):
+            return make_simulated_task(cfg)
+        raise RuntimeError(
+            f"task {task_name(cfg)} needs {target}, which cannot be imported ({error}). {INSTALL_HINT}"
+        ) from error
+
+
+def make_simulated_task(cfg: DictConfig) -> SimulatedTask:
+    """The task of a checkpoint's configuration, simulated by this project itself.
+
+    Raises:
+        ValueError: this project does not simulate it.
+    """
+    target, arguments = _runner(cfg)
+    if target == _ARM:
+        max_steps = int(arguments.get("max_steps") or ARM_MAX_STEPS)
+        return MetaWorldTask(task_name(cfg), arguments["env_name"], int(cfg.n_obs_steps), max_steps)
+    if target.endswith(_PUSHT):
+        return _pusht(cfg, arguments)
+    raise ValueError(
+        f"task {task_name(cfg)} runs in {target} alone: only low-dimensional Push-T and the robot arm of Meta-World "
+        "are simulated here"
+    )
+
+
+def _runner(cfg: DictConfig) -> tuple[str, dict[str, Any]]:
+    """The class of a checkpoint's environment runner, and the arguments for it."""
     target = OmegaConf.select(cfg, "task.env_runner._target_")
     if target is None:
         raise ValueError("the checkpoint's configuration names no environment: task.env_runner._target_ is missing")
     arguments: Any = OmegaConf.to_container(cfg.task.env_runner, resolve=True)
     del arguments["_target_"]
-    if target == _ARM:
-        max_steps = int(arguments.get("max_steps") or ARM_MAX_STEPS)
-        return MetaWorldTask(task_name(cfg), arguments["env_name"], int(cfg.n_obs_steps), max_steps)
-    try:
-        return RunnerTask(task_name(cfg), runner_class(target, trust_checkpoint=trust_checkpoint), arguments)
-    except ImportError as error:
-        if target.endswith(".PushTKeypointsRunner"):
-            return _pusht(cfg, arguments)
-        raise RuntimeError(
-            f"task {task_name(cfg)} needs {target}, which cannot be imported ({error}). {INSTALL_HINT}"
-        ) from error
+    return target, arguments
 
 
 def task_name(cfg: DictConfig) -> str:

@@ -26,7 +26,11 @@ class Simulator(Protocol):
         ...
 
     def render(self) -> Frame:
-        """A picture of the present state."""
+        """A picture of the present state, for people."""
+        ...
+
+    def camera(self, size: int) -> Frame:
+        """What a policy that sees would see of the present state, [size, size, 3]: no trace of an action."""
         ...
 
 
@@ -40,7 +44,7 @@ class State:
         reward: what that action gave.
         solved: the task is solved here, which ends the episode.
         done: the episode ends here.
-        render: draws a picture of the state. Later calls draw a later state: call it at once or not at all.
+        render, camera: draw the state, see `Simulator`. Later calls draw a later state: call at once or not at all.
     """
 
     observation: NDArray[np.floating]
@@ -49,6 +53,7 @@ class State:
     solved: bool
     done: bool
     render: Callable[[], Frame]
+    camera: Callable[[int], Frame]
 
 
 Recorder = Callable[[State], None]
@@ -112,7 +117,8 @@ class Episode:
 
     def _record(self, action: NDArray[np.floating] | None, solved: bool) -> None:
         reward = self.rewards[-1] if self.rewards else 0.0
-        state = State(self._history[-1], action, reward, solved, self.done, self._simulator.render)
+        simulator = self._simulator
+        state = State(self._history[-1], action, reward, solved, self.done, simulator.render, simulator.camera)
         for recorder in self._recorders:
             recorder(state)
 

@@ -18,12 +18,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from bacinfer.tasks.simulated import SimulatedTask
 from bacinfer.tasks.video import Frame
 
 MAX_STEPS = 200
 """A scripted expert takes about 50 (pick-place) or 90 (drawer-open)."""
+
+DESCRIPTIONS = {"drawer-open-v3": "Open the drawer.", "pick-place-v3": "Pick up the puck and hold it at the goal."}
 
 CAMERA = "corner"
 VIDEO_SIZE = 384
@@ -39,11 +42,13 @@ class MetaWorldTask(SimulatedTask):
     """A task of Meta-World with one object, by its name there (``drawer-open-v3``)."""
 
     fps = 80
+    robot_state = slice(0, 4)
 
     def __init__(self, name: str, env_name: str, n_obs_steps: int = 2, max_steps: int = MAX_STEPS) -> None:
         super().__init__(n_obs_steps, max_steps)
         self.name = name
         self.env_name = env_name
+        self.description = DESCRIPTIONS.get(env_name, env_name)
 
     def simulator(self, seed: int) -> MetaWorldSimulator:
         return MetaWorldSimulator(self.env_name, seed)
@@ -92,6 +97,13 @@ class MetaWorldSimulator:
                     "(Debian: apt-get install libegl1 libgl1) or, with MUJOCO_GL=osmesa, OSMesa (libosmesa6)"
                 ) from error
         return frame[::-1, ::-1]  # Meta-World's cameras hang upside down
+
+    def camera(self, size: int) -> Frame:
+        """Raises ValueError for more pixels than `render` draws."""
+        if size > VIDEO_SIZE:
+            raise ValueError(f"pictures of {size} pixels asked for, Meta-World's are drawn with {VIDEO_SIZE}")
+        drawn = Image.fromarray(np.ascontiguousarray(self.render()))
+        return np.asarray(drawn.resize((size, size), Image.Resampling.BOX))
 
     def expert_action(self, expert: Any) -> NDArray[np.float64]:
         """What a scripted expert does now: [4], within [-1, 1]."""

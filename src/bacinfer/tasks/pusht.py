@@ -43,6 +43,8 @@ class PushTTask(SimulatedTask):
 
     name = "pusht"
     fps = 10
+    description = "Push the T-shaped block onto the T-shaped target."
+    robot_state = slice(18, 20)
 
     def __init__(self, n_obs_steps: int = 2, max_steps: int = MAX_STEPS) -> None:
         super().__init__(n_obs_steps, max_steps)
@@ -67,7 +69,13 @@ class PushTSimulator:
         return float(reward), bool(solved)
 
     def render(self) -> Frame:
+        """With a cross where the last action wants the pusher."""
         return self._env.render()
+
+    def camera(self, size: int) -> Frame:
+        """What policies see in gym-pusht's own observations of pixels."""
+        self._env.observation_width = self._env.observation_height = size
+        return self._env._render()
 
 
 def make_env() -> Any:

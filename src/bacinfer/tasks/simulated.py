@@ -43,10 +43,14 @@ class SimulatedTask(ABC):
     Attributes:
         name: the task's name.
         fps: environment steps in a second of the simulated world.
+        description: what the robot is to do, in words.
+        robot_state: the entries of an observation that are the robot's own state; the others are its surroundings'.
     """
 
     name: str
     fps: int
+    description: str
+    robot_state: slice
 
     def __init__(self, n_obs_steps: int, max_steps: int) -> None:
         self.n_obs_steps = n_obs_steps

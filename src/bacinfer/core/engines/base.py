@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from bacinfer.core.blocks import Block
 from bacinfer.core.schedule import CacheSchedule
 
 CACHE_ATTRIBUTE = "_bacinfer_cache"  # of a cached policy: the cache that is applied to it
+
+
+class UnsupportedPolicyError(ValueError):
+    """Why an engine cannot run a policy, as the end of a sentence about it ("its scheduler is a …")."""
+
+
+@dataclass(frozen=True)
+class EngineStatus:
+    """How an engine runs a policy.
+
+    Attributes:
+        name: The engine that executes the schedule.
+        reason: Why this one, where that was for the library to decide.
+        buffer_bytes: Memory of its buffers, linear in batch, blocks, horizon and width; 0 before the first call.
+        constant_bytes: Memory of packed weights, and of what depends on the timesteps alone.
+    """
+
+    name: str
+    reason: str = ""
+    buffer_bytes: int = 0
+    constant_bytes: int = 0
 
 
 class Engine(Protocol):
@@ -22,6 +44,11 @@ class Engine(Protocol):
 
     def __init__(self, policy: Any, blocks: Sequence[Block], schedule: CacheSchedule) -> None:
         """Checks that it can run `schedule` on `policy`, which it leaves as it is."""
+
+    @property
+    def status(self) -> EngineStatus:
+        """What runs the policy now."""
+        ...
 
     def attach(self) -> None:
         """Changes the policy in place, so that `predict_action` runs the schedule."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from bacinfer.core.blocks import Block
+from bacinfer.core.engines.base import EngineStatus
 from bacinfer.core.engines.patching import Patch, remove_patches
 from bacinfer.core.engines.trajectory import Trajectory
 from bacinfer.core.schedule import CacheSchedule
@@ -33,6 +34,10 @@ class EagerEngine:
             _CountedModel(policy.model, self.trajectory),
             _Sampling(policy, self),
         ]
+
+    @property
+    def status(self) -> EngineStatus:
+        return EngineStatus(self.name)
 
     def attach(self) -> None:
         for patch in self.patches:

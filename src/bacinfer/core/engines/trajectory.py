@@ -12,6 +12,8 @@ from bacinfer.core.blocks import Block
 
 ResidualObserver = Callable[[Block, int, Tensor], None]
 
+_TWO_THREADS = "a cached policy was called from two threads at once; give each thread its own copy.deepcopy(policy)"
+
 
 class Trajectory:
     """One denoising trajectory after another, of `num_inference_steps` model calls each.
@@ -31,13 +33,20 @@ class Trajectory:
         self._calls: int | None = None  # model calls of this trajectory; None: no trajectory runs
         self._inputs: object = None
         self._thread: int | None = None
+        self._exclusive = False  # all steps run at once, in buffers of their own
 
     def __reduce__(self) -> tuple[type[Trajectory], tuple[int]]:
         """A copy of a policy takes no part in what the original is doing."""
         return Trajectory, (self.num_inference_steps,)
 
     def begin(self) -> None:
-        """The next model call is step 0; forgets what an earlier trajectory left."""
+        """The next model call is step 0; forgets what an earlier trajectory left.
+
+        Raises:
+            RuntimeError: if another thread is running all steps at once.
+        """
+        if self._exclusive:
+            raise RuntimeError(_TWO_THREADS)
         self.end()
         self._calls = 0
         self._thread = threading.get_ident()
@@ -70,11 +79,41 @@ class Trajectory:
         self._calls += 1
         self.step = None
 
+    @property
+    def is_running(self) -> bool:
+        return self._calls is not None
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Within the block all steps run at once, without model calls; `complete` says that they did.
+
+        Raises:
+            RuntimeError: if another thread began the trajectory.
+        """
+        if threading.get_ident() != self._thread:
+            raise RuntimeError(_TWO_THREADS)
+        self._exclusive = True
+        try:
+            yield
+        finally:
+            self._exclusive = False
+
+    def complete(self) -> None:
+        """All K steps are done."""
+        self._calls = self.num_inference_steps
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Within the block the model's calls belong to no trajectory: everything is computed."""
+        calls, self._calls = self._calls, None
+        try:
+            yield
+        finally:
+            self._calls = calls
+
     def _check(self, step: int, inputs: object) -> None:
         if threading.get_ident() != self._thread:
-            raise RuntimeError(
-                "a cached policy was called from two threads at once; give each thread its own copy.deepcopy(policy)"
-            )
+            raise RuntimeError(_TWO_THREADS)
         if step >= self.num_inference_steps:
             raise RuntimeError(
                 f"the model was called more than K = {self.num_inference_steps} times in one denoising trajectory. "

@@ -1,0 +1,117 @@
+"""The memory that a program runs in, allocated once for its batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bacinfer.core.engines.fused.denoiser import CrossAttentionWeights, Denoiser
+
+
+@dataclass(frozen=True)
+class SamplingCall:
+    """The arguments of `conditional_sample`: the trajectory's given part [B, T, A] and where it is given, the
+    condition [B, n_obs_steps, cond_dim] or None, a generator, and what goes on to the scheduler."""
+
+    given: Tensor
+    is_given: Tensor
+    condition: Tensor | None
+    generator: torch.Generator | None
+    step_arguments: dict[str, Any]
+
+
+class Condition:
+    """What one cross-attention block sees of the condition at the current step.
+
+    Attributes:
+        vectors: [2, B, J, H, D], logits and values of the condition's tokens (see `FoldedTokens`).
+        offset: [B, N, J, H], of the logits, with the mask.
+        mask: [N, J].
+    """
+
+    def __init__(self, vectors: Tensor, offset: Tensor, mask: Tensor) -> None:
+        self.vectors = vectors
+        self.offset = offset
+        self.mask = mask
+
+
+class Buffers:
+    """Shapes: B batch, T horizon, A trajectory width, D embedding width, H heads, J condition tokens; N tokens in the
+    stack (T, or 1 + T where the timestep is a token), M = B N.
+
+    Args:
+        denoiser: The model.
+        dtype: Of products and stored residuals; all else has the dtype of the model's weights.
+        num_draws: Noise tensors that are drawn after the first.
+        call: Of the shapes that the buffers are for.
+
+    Attributes:
+        trajectory: [B, T, A], a view of `tokens` [B, N, A], in which a timestep's token is 0.
+        predicted: [B, T, A], a view of `output` [M, A].
+        embedded: [B, N, D], what every token is embedded as but for its values: bias, position, timestep.
+        residuals: [blocks, M, D].
+        encoded: Tokens of the condition before they are folded: of the observations [B, J - 1, D], or those of all
+            steps [S, B, J, D] where an encoder mixes them with the timestep's.
+    """
+
+    def __init__(self, denoiser: Denoiser, dtype: torch.dtype, num_draws: int, call: SamplingCall) -> None:
+        model = denoiser.model
+        self.num_bytes = 0
+        self.dtype, self.device = model.pos_emb.dtype, model.pos_emb.device
+        self.batch, self.horizon, trajectory_width = call.given.shape
+        self.rows = self.horizon + denoiser.encoder_only
+        width, num_rows = model.input_emb.out_features, self.batch * self.rows
+        condition = call.condition if model.cond_obs_emb is not None else None
+
+        self.noise = self.new(num_draws, self.batch, self.horizon, trajectory_width, dtype=dtype)
+        self.given = self.new(self.batch, self.horizon, trajectory_width)
+        self.is_given = torch.zeros(self.given.shape, dtype=torch.bool, device=self.device)
+        self.condition = None if condition is None else self.new(*condition.shape)
+        self.num_condition_tokens = 1 + (self.condition.shape[1] if self.condition is not None else 0)
+        self.tokens = self.new(self.batch, self.rows, trajectory_width)
+        self.trajectory = self.tokens[:, -self.horizon :]
+        self.embedded = self.new(self.batch, self.rows, width)
+        self.embedded += model.pos_emb[:, : self.rows]
+        if model.input_emb.bias is not None:
+            self.embedded[:, -self.horizon :] += model.input_emb.bias
+        self.x = self.new(num_rows, width)
+        self.residuals = self.new(len(denoiser.blocks), num_rows, width, dtype=dtype)
+        self.total = self.new(num_rows, width)
+        self.qkv = self.new(num_rows, 3 * width, dtype=dtype)
+        self.output = self.new(num_rows, trajectory_width, dtype=dtype)
+        self.predicted = self.output.view(self.batch, self.rows, -1)[:, -self.horizon :]
+        self.x0 = self.new(self.batch, self.horizon, trajectory_width)
+        self.mask = None if model.mask is None else model.mask.to(dtype)
+        self.heads = self.qkv.view(self.batch, self.rows, 3, denoiser.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        self.encoded = self.x[:0]  # the program says how many there are
+
+    def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        buffer = torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
+        self.num_bytes += buffer.nbytes
+        return buffer
+
+    def new_condition(
+        self, weights: CrossAttentionWeights, memory_mask: Tensor | None, dtype: torch.dtype
+    ) -> Condition:
+        heads, _, width = weights.query.shape
+        tokens = self.num_condition_tokens
+        mask = self.x.new_zeros(self.rows, tokens) if memory_mask is None else memory_mask[:, :tokens].contiguous()
+        return Condition(
+            self.new(2, self.batch, tokens, heads, width, dtype=dtype),
+            self.new(self.batch, self.rows, tokens, heads, dtype=dtype),
+            mask,
+        )
+
+    def load(self, call: SamplingCall) -> None:
+        """Copies the arguments, and draws all noise, by the calls of the loop in their order."""
+        given, generator = call.given, call.generator
+        self.trajectory.copy_(torch.randn(given.shape, dtype=given.dtype, device=given.device, generator=generator))
+        for noise in self.noise:
+            torch.randn(noise.shape, dtype=noise.dtype, device=noise.device, generator=generator, out=noise)
+        self.given.copy_(given)
+        self.is_given.copy_(call.is_given)
+        if self.condition is not None and call.condition is not None:
+            self.condition.copy_(call.condition)

@@ -1,0 +1,532 @@
+// Runs a denoising program (see program.py) from a list of instructions, without Python and without a call for each
+// operation. native.py compiles this file, packs the weights and writes the list; the structs below are its own.
+//
+// Everything is single precision, row-major. Shapes: B batch, N tokens of the stack, M = B N rows, T horizon,
+// A trajectory width, D width, F feed-forward width, H heads, J condition tokens.
+//
+// Threads work in teams. A team takes some of the batch's entries, which never meet, and runs the whole program on
+// them; only where there are fewer entries than threads do several threads share one, and meet at barriers.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <future>
+#include <memory>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+constexpr int PANEL = 2 * LANES;  // columns of a product that are computed at once
+constexpr int TILE = 6;           // rows of a product that are computed at once
+
+typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t IntVec __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+extern "C" {
+
+struct Norm {
+    const float* weight;
+    const float* bias;
+    float epsilon;
+};
+
+// x W + b, as panels of PANEL columns: the bias [PANEL], then the weight [in, PANEL], padded with zeros.
+struct Affine {
+    const float* panels;
+    int32_t in;
+    int32_t out;
+};
+
+enum BlockKind : int32_t { SELF_ATTENTION, CROSS_ATTENTION, FEED_FORWARD };
+enum Activation : int32_t { GELU, RELU };
+
+struct Block {
+    int32_t kind;
+    int32_t activation;
+    Norm norm;
+    Affine first;             // queries, keys and values; hidden; keys and values of the condition
+    Affine second;            // of the output; not for cross-attention
+    const float* query;       // cross-attention: [H, D / H, D]
+    const float* query_bias;  // [H, D / H]
+    const float* out;         // [H, D / H, D]
+    const float* out_bias;    // [D]
+    const float* mask;        // self-attention: [N, N] or null; cross-attention: [N, J]
+    float* vectors;           // [2, B, J, H, D]
+    float* offset;            // [B, N, J, H]
+};
+
+enum Operation : int32_t {
+    PAINT,          // trajectory = given, where it is
+    TIME_TOKEN,     // first row of embedded = source [D]
+    EMBED,          // x = embedded + tokens W
+    ADD_RESIDUALS,  // x += residuals[first..last-1]
+    STORE_TOTAL,    // total = sum of residuals
+    ADD_TOTAL,      // x += total
+    COMPUTE,        // residuals[first] = that block of x
+    LOAD_TIME,      // slot 0 of a condition = source [2, H, D] (stride between the two: last), offset [H]
+    FOLD,           // slots last.. of a condition = folded source [B, count, D]
+    PREDICT,        // output = head(norm(x))
+    STEP            // x0 = clamp((a x + b y) / s); x = c x0 + d x + e y + noise
+};
+
+struct Instruction {
+    int32_t operation;
+    int32_t first;
+    int32_t last;
+    int32_t count;
+    float coefficients[6];
+    const float* source;
+    const float* offset;
+};
+
+struct Program {
+    int64_t batch, rows, horizon, trajectory_width, width, hidden_width, heads, condition_tokens;
+    float clip;  // infinite: none
+    float* x;          // [M, D]
+    float* embedded;   // [M, D]
+    float* tokens;     // [M, A]
+    float* residuals;  // [blocks, M, D]
+    float* total;      // [M, D]
+    float* qkv;        // [M, 3 D]
+    float* mixed;      // [M, D]
+    float* hidden;     // [M, F]
+    float* output;     // [M, A]
+    const float* given;       // [B, T, A]
+    const uint8_t* is_given;  // [B, T, A]
+    Affine input;             // its bias is in embedded
+    Affine head;
+    Norm stack_norm;  // weight null: none
+    Norm final_norm;
+    const Block* blocks;
+    int64_t num_blocks;
+    const Instruction* instructions;
+    int64_t num_instructions;
+};
+
+int32_t panel_width() { return PANEL; }
+
+}  // extern "C"
+
+namespace {
+
+// -- vectors ---------------------------------------------------------------------------------------------------------
+
+inline Vec load(const float* p) {
+    Vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+inline Vec splat(float value) { return value - Vec{}; }
+
+inline float sum(Vec v) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += v[i];
+    return total;
+}
+
+inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
+
+// To within 2 units in the last place: 2^n times a polynomial of the rest (Cephes' expf).
+inline Vec exponential(Vec x) {
+    x = minimum(maximum(x, splat(-87.3f)), splat(88.0f));
+    const Vec shifted = x * 1.44269504f + 12582912.0f;  // its low bits are the nearest integer
+    const Vec n = shifted - 12582912.0f;
+    const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Vec p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return (Vec)((IntVec)p + ((IntVec)shifted << 23));
+}
+
+// x Phi(x), with the error function to within 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+inline Vec gelu(Vec x) {
+    const Vec z = maximum(x, -x) * 0.70710678f;
+    const Vec t = 1.0f / (1.0f + 0.3275911f * z);
+    Vec p = splat(1.061405429f);
+    p = p * t - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = p * t + 0.254829592f;
+    const Vec tail = 0.5f * p * t * exponential(-z * z);  // 1 - Phi(|x|)
+    return x * (x > 0.0f ? 1.0f - tail : tail);
+}
+
+inline Vec activate(Vec x, int32_t activation) { return activation == GELU ? gelu(x) : maximum(x, splat(0.0f)); }
+
+// Calls f(i) for the vectors of [0, n) and g(i) for the rest.
+template <class F, class G>
+inline void each(int64_t n, F f, G g) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) f(i);
+    for (; i < n; i++) g(i);
+}
+
+inline void add(float* y, const float* x, int64_t n) {
+    each(n, [&](int64_t i) { store(y + i, load(y + i) + load(x + i)); }, [&](int64_t i) { y[i] += x[i]; });
+}
+
+inline void add_scaled(float* y, const float* x, float scale, int64_t n) {
+    each(n, [&](int64_t i) { store(y + i, load(y + i) + scale * load(x + i)); }, [&](int64_t i) { y[i] += scale * x[i]; });
+}
+
+inline float dot(const float* x, const float* y, int64_t n) {
+    Vec total{};
+    float rest = 0;
+    each(n, [&](int64_t i) { total += load(x + i) * load(y + i); }, [&](int64_t i) { rest += x[i] * y[i]; });
+    return sum(total) + rest;
+}
+
+void normalise(float* y, const float* x, const Norm& norm, int64_t n) {
+    Vec total{};
+    float rest = 0;
+    each(n, [&](int64_t i) { total += load(x + i); }, [&](int64_t i) { rest += x[i]; });
+    const float mean = (sum(total) + rest) / n;
+    total = Vec{};
+    rest = 0;
+    each(n, [&](int64_t i) { const Vec d = load(x + i) - mean; total += d * d; },
+         [&](int64_t i) { rest += (x[i] - mean) * (x[i] - mean); });
+    const float scale = 1.0f / std::sqrt((sum(total) + rest) / n + norm.epsilon);
+    each(n,
+         [&](int64_t i) { store(y + i, (load(x + i) - mean) * scale * load(norm.weight + i) + load(norm.bias + i)); },
+         [&](int64_t i) { y[i] = (x[i] - mean) * scale * norm.weight[i] + norm.bias[i]; });
+}
+
+// exp(x - max), in place; returns its sum.
+inline float exponentials(float* x, int64_t n, int64_t stride = 1) {
+    float highest = -INFINITY, total = 0;
+    for (int64_t i = 0; i < n; i++) highest = std::max(highest, x[i * stride]);
+    for (int64_t i = 0; i < n; i += LANES) {
+        const int64_t count = std::min<int64_t>(LANES, n - i);
+        Vec v = splat(-INFINITY);
+        for (int64_t j = 0; j < count; j++) v[j] = x[(i + j) * stride] - highest;
+        v = exponential(v);
+        for (int64_t j = 0; j < count; j++) total += x[(i + j) * stride] = v[j];
+    }
+    return total;
+}
+
+// -- products --------------------------------------------------------------------------------------------------------
+
+enum Epilogue { STORE, ACTIVATE, ADD_TO_ROWS };
+
+// R rows of a product with one panel. The accumulators stay in registers.
+template <int R>
+void tile(const float* a, int64_t in, const float* panel, float* c, int64_t out, int64_t columns, Epilogue epilogue,
+          int32_t activation, const float* rows) {
+    Vec low[R], high[R];
+    for (int r = 0; r < R; r++) low[r] = load(panel), high[r] = load(panel + LANES);
+    const float* weight = panel + PANEL;
+    for (int64_t k = 0; k < in; k++, weight += PANEL) {
+        const Vec w0 = load(weight), w1 = load(weight + LANES);
+        for (int r = 0; r < R; r++) {
+            const Vec value = splat(a[r * in + k]);
+            low[r] += value * w0;
+            high[r] += value * w1;
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        if (epilogue == ACTIVATE) low[r] = activate(low[r], activation), high[r] = activate(high[r], activation);
+        float values[PANEL];
+        float* target = columns == PANEL ? c + r * out : values;
+        store(target, low[r]);
+        store(target + LANES, high[r]);
+        if (columns != PANEL) std::memcpy(c + r * out, values, columns * sizeof(float));
+        if (epilogue == ADD_TO_ROWS) add(c + r * out, rows + r * out, columns);
+    }
+}
+
+// c = a W + b for the panels first..last-1 of W, a [num_rows, in].
+void product(float* c, const float* a, int64_t num_rows, const Affine& affine, int64_t first, int64_t last,
+             Epilogue epilogue = STORE, int32_t activation = 0, const float* rows = nullptr) {
+    const int64_t in = affine.in, out = affine.out, num_tiles = (num_rows + TILE - 1) / TILE;
+    for (int64_t p = first; p < last; p++) {
+        const float* panel = affine.panels + p * PANEL * (in + 1);
+        const int64_t columns = std::min<int64_t>(PANEL, out - p * PANEL);
+        for (int64_t t = 0; t < num_tiles; t++) {  // of nearly equal height
+            const int64_t start = t * num_rows / num_tiles, height = (t + 1) * num_rows / num_tiles - start;
+            const float* from = a + start * in;
+            float* to = c + start * out + p * PANEL;
+            const float* added = rows + start * out + p * PANEL;
+            switch (height) {
+                case 1: tile<1>(from, in, panel, to, out, columns, epilogue, activation, added); break;
+                case 2: tile<2>(from, in, panel, to, out, columns, epilogue, activation, added); break;
+                case 3: tile<3>(from, in, panel, to, out, columns, epilogue, activation, added); break;
+                case 4: tile<4>(from, in, panel, to, out, columns, epilogue, activation, added); break;
+                case 5: tile<5>(from, in, panel, to, out, columns, epilogue, activation, added); break;
+                default: tile<6>(from, in, panel, to, out, columns, epilogue, activation, added);
+            }
+        }
+    }
+}
+
+// -- teams -----------------------------------------------------------------------------------------------------------
+
+class Barrier {
+public:
+    explicit Barrier(int size) : size_(size) {}
+
+    void wait() {
+        if (size_ == 1) return;
+        const int phase = phase_.load(std::memory_order_relaxed);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+            arrived_.store(0, std::memory_order_relaxed);
+            phase_.store(phase + 1, std::memory_order_release);
+            return;
+        }
+        // Others are a few microseconds away, unless somebody else has their processor.
+        for (int i = 0; phase_.load(std::memory_order_acquire) == phase; i++)
+            if (i >= 2000) std::this_thread::yield();
+    }
+
+private:
+    const int size_;
+    std::atomic<int> arrived_{0}, phase_{0};
+};
+
+// One of `size` threads that run the program on the batch entries first..last-1.
+struct Member {
+    const Program& p;
+    int64_t first, last;
+    int index, size;
+    Barrier& barrier;
+    std::vector<float> normalised, scores;
+
+    Member(const Program& program, int64_t first, int64_t last, int index, int size, Barrier& barrier)
+        : p(program), first(first), last(last), index(index), size(size), barrier(barrier),
+          normalised((last - first) * std::max(p.rows, p.condition_tokens) * std::max(2 * p.width, p.width)),
+          scores(std::max(p.rows, p.condition_tokens * p.heads)) {}
+
+    int64_t share(int64_t n, int i) const { return n * i / size; }
+
+    // Rows of the stack that are this member's.
+    int64_t first_row() const { return first * p.rows + share((last - first) * p.rows, index); }
+    int64_t last_row() const { return first * p.rows + share((last - first) * p.rows, index + 1); }
+
+    // All columns of `c`, each member a share of them; c and a start at the team's first row.
+    void shared_product(float* c, const float* a, int64_t num_rows, const Affine& affine, Epilogue epilogue = STORE,
+                        int32_t activation = 0) {
+        const int64_t panels = (affine.out + PANEL - 1) / PANEL;
+        product(c, a, num_rows, affine, share(panels, index), share(panels, index + 1), epilogue, activation);
+    }
+
+    void run() {
+        for (int64_t i = 0; i < p.num_instructions; i++) execute(p.instructions[i]);
+        barrier.wait();
+    }
+
+    // Operations on rows of the stack need no barrier among themselves: each member has its own rows.
+    void execute(const Instruction& instruction) {
+        const int64_t D = p.width, begin = first_row(), end = last_row(), offset = begin * D, n = (end - begin) * D;
+        switch (instruction.operation) {
+            case PAINT: paint(begin, end); break;
+            case TIME_TOKEN:
+                for (int64_t row = begin; row < end; row++)
+                    if (row % p.rows == 0) std::memcpy(p.embedded + row * D, instruction.source, D * sizeof(float));
+                break;
+            case EMBED:
+                product(p.x + offset, p.tokens + begin * p.trajectory_width, end - begin, p.input, 0,
+                        (D + PANEL - 1) / PANEL, ADD_TO_ROWS, 0, p.embedded + offset);
+                break;
+            case ADD_RESIDUALS: add_residuals(p.x + offset, instruction.first, instruction.last, offset, n); break;
+            case STORE_TOTAL:
+                std::fill(p.total + offset, p.total + offset + n, 0.0f);
+                add_residuals(p.total + offset, 0, p.num_blocks, offset, n);
+                break;
+            case ADD_TOTAL: add(p.x + offset, p.total + offset, n); break;
+            case COMPUTE: compute(instruction.first); break;
+            case LOAD_TIME: load_time(p.blocks[instruction.first], instruction); break;
+            case FOLD: fold(p.blocks[instruction.first], instruction); break;
+            case PREDICT: predict(begin, end); break;
+            case STEP: step(instruction, begin, end); break;
+        }
+    }
+
+    void add_residuals(float* y, int64_t from, int64_t to, int64_t offset, int64_t n) {
+        for (int64_t b = from; b < to; b++) add(y, p.residuals + b * p.batch * p.rows * p.width + offset, n);
+    }
+
+    void compute(int32_t number) {
+        const Block& block = p.blocks[number];
+        float* residual = p.residuals + number * p.batch * p.rows * p.width;
+        if (block.kind == CROSS_ATTENTION) return cross_attention(block, residual);
+        const int64_t D = p.width, start = first * p.rows, num_rows = (last - first) * p.rows;
+        barrier.wait();
+        for (int64_t row = 0; row < num_rows; row++)  // by every member, for itself: cheaper than to wait
+            normalise(&normalised[row * D], p.x + (start + row) * D, block.norm, D);
+        if (block.kind == FEED_FORWARD) {
+            float* hidden = p.hidden + start * p.hidden_width;
+            shared_product(hidden, normalised.data(), num_rows, block.first, ACTIVATE, block.activation);
+            barrier.wait();
+            shared_product(residual + start * D, hidden, num_rows, block.second);
+        } else {
+            shared_product(p.qkv + start * 3 * D, normalised.data(), num_rows, block.first);
+            barrier.wait();
+            const int64_t pairs = (last - first) * p.heads;  // of batch entry and head
+            for (int64_t i = share(pairs, index); i < share(pairs, index + 1); i++)
+                attend(first + i / p.heads, i % p.heads, block.mask);
+            barrier.wait();
+            shared_product(residual + start * D, p.mixed + start * D, num_rows, block.second);
+        }
+        barrier.wait();
+    }
+
+    // One head of self-attention, from qkv to mixed.
+    void attend(int64_t entry, int64_t head, const float* mask) {
+        const int64_t D = p.width, N = p.rows, head_width = D / p.heads;
+        const float scale = 1.0f / std::sqrt((float)head_width);
+        const float* qkv = p.qkv + entry * N * 3 * D + head * head_width;
+        for (int64_t i = 0; i < N; i++) {
+            for (int64_t j = 0; j < N; j++) {
+                const bool hidden = mask && mask[i * N + j] == -INFINITY;
+                scores[j] = hidden ? -INFINITY
+                                   : dot(qkv + i * 3 * D, qkv + j * 3 * D + D, head_width) * scale +
+                                         (mask ? mask[i * N + j] : 0.0f);
+            }
+            const float inverse = 1.0f / exponentials(scores.data(), N);
+            float* mixed = p.mixed + (entry * N + i) * D + head * head_width;
+            std::fill(mixed, mixed + head_width, 0.0f);
+            for (int64_t j = 0; j < N; j++)
+                if (scores[j] != 0.0f) add_scaled(mixed, qkv + j * 3 * D + 2 * D, scores[j] * inverse, head_width);
+        }
+    }
+
+    void cross_attention(const Block& block, float* residual) {
+        const int64_t D = p.width, H = p.heads, J = p.condition_tokens, half = p.batch * J * H * D;
+        for (int64_t row = first_row(); row < last_row(); row++) {
+            const float* logits = block.vectors + (row / p.rows) * J * H * D;
+            const float* values = logits + half;
+            const float* offset = block.offset + row * J * H;
+            normalise(normalised.data(), p.x + row * D, block.norm, D);
+            for (int64_t i = 0; i < J * H; i++) scores[i] = dot(normalised.data(), logits + i * D, D) + offset[i];
+            for (int64_t head = 0; head < H; head++) {
+                const float inverse = 1.0f / exponentials(&scores[head], J, H);
+                for (int64_t j = 0; j < J; j++) scores[j * H + head] *= inverse;
+            }
+            float* out = residual + row * D;
+            std::memcpy(out, block.out_bias, D * sizeof(float));
+            for (int64_t i = 0; i < J * H; i++) add_scaled(out, values + i * D, scores[i], D);
+        }
+    }
+
+    void load_time(const Block& block, const Instruction& instruction) {
+        const int64_t D = p.width, H = p.heads, J = p.condition_tokens, half = p.batch * J * H * D;
+        barrier.wait();
+        for (int64_t entry = first; entry < last; entry++)
+            if (entry % size == index)
+                for (int side = 0; side < 2; side++)
+                    std::memcpy(block.vectors + side * half + entry * J * H * D,
+                                instruction.source + side * (int64_t)instruction.last, H * D * sizeof(float));
+        for (int64_t row = first_row(); row < last_row(); row++)
+            for (int64_t head = 0; head < H; head++)
+                block.offset[row * J * H + head] = instruction.offset[head] + block.mask[(row % p.rows) * J];
+        barrier.wait();
+    }
+
+    // See CrossAttentionWeights.fold.
+    void fold(const Block& block, const Instruction& instruction) {
+        const int64_t D = p.width, H = p.heads, J = p.condition_tokens, half = p.batch * J * H * D;
+        const int64_t head_width = D / H, count = instruction.count;
+        float* key_value = normalised.data();
+        barrier.wait();
+        for (int64_t entry = first; entry < last; entry++) {
+            product(key_value, instruction.source + entry * count * D, count, block.first, 0,
+                    (2 * D + PANEL - 1) / PANEL);
+            for (int64_t i = 0; i < count * H; i++) {
+                if (i % size != index) continue;
+                const int64_t token = i / H, head = i % H, j = instruction.last + token;
+                const float* key = key_value + token * 2 * D + head * head_width;
+                for (int side = 0; side < 2; side++) {
+                    float* vector = block.vectors + side * half + ((entry * J + j) * H + head) * D;
+                    const float* matrix = (side == 0 ? block.query : block.out) + head * head_width * D;
+                    std::fill(vector, vector + D, 0.0f);
+                    for (int64_t d = 0; d < head_width; d++) add_scaled(vector, matrix + d * D, key[side * D + d], D);
+                }
+                const float logit = dot(key, block.query_bias + head * head_width, head_width);
+                for (int64_t n = 0; n < p.rows; n++)
+                    block.offset[((entry * p.rows + n) * J + j) * H + head] = logit + block.mask[n * J + j];
+            }
+        }
+        barrier.wait();
+    }
+
+    void predict(int64_t begin, int64_t end) {
+        const int64_t D = p.width;
+        for (int64_t row = begin; row < end; row++) {
+            const float* x = p.x + row * D;
+            if (p.stack_norm.weight) {
+                normalise(normalised.data(), x, p.stack_norm, D);
+                x = normalised.data();
+            }
+            normalise(normalised.data(), x, p.final_norm, D);
+            product(p.output + row * p.trajectory_width, normalised.data(), 1, p.head, 0,
+                    (p.trajectory_width + PANEL - 1) / PANEL);
+        }
+    }
+
+    // Rows of the stack that are steps of the trajectory: all, or all but the timestep's.
+    template <class F>
+    void each_trajectory_value(int64_t begin, int64_t end, F f) {
+        const int64_t A = p.trajectory_width, time_rows = p.rows - p.horizon;
+        for (int64_t row = begin; row < end; row++) {
+            const int64_t t = row % p.rows - time_rows;
+            if (t < 0) continue;
+            for (int64_t a = 0; a < A; a++) f(row * A + a, ((row / p.rows) * p.horizon + t) * A + a);
+        }
+    }
+
+    void paint(int64_t begin, int64_t end) {
+        each_trajectory_value(begin, end, [&](int64_t token, int64_t i) {
+            if (p.is_given[i]) p.tokens[token] = p.given[i];
+        });
+    }
+
+    void step(const Instruction& instruction, int64_t begin, int64_t end) {
+        const float* c = instruction.coefficients;
+        each_trajectory_value(begin, end, [&](int64_t token, int64_t i) {
+            const float x = p.tokens[token], y = p.output[token];
+            const float x0 = std::min(std::max((c[0] * x + c[1] * y) * c[2], -p.clip), p.clip);
+            p.tokens[token] = c[3] * x0 + c[4] * x + c[5] * y + (instruction.source ? instruction.source[i] : 0.0f);
+        });
+    }
+};
+
+}  // namespace
+
+extern "C" void run(const Program* program, int32_t num_threads) {
+    std::promise<int> ready;
+    std::shared_future<int> number(ready.get_future());
+    std::vector<std::thread> helpers;
+    std::vector<std::unique_ptr<Barrier>> barriers;
+    const auto work = [&](int thread, int count) {
+        const int64_t batch = program->batch;
+        const int teams = (int)std::min<int64_t>(batch, count), team = thread % teams;
+        const int size = count / teams + (team < count % teams ? 1 : 0);
+        Member(*program, batch * team / teams, batch * (team + 1) / teams, thread / teams, size, *barriers[team]).run();
+    };
+    try {
+        for (int i = 1; i < num_threads; i++) helpers.emplace_back([&, i] { work(i, number.get()); });
+    } catch (const std::system_error&) {
+        // fewer threads than asked for
+    }
+    const int count = (int)helpers.size() + 1, teams = (int)std::min<int64_t>(program->batch, count);
+    for (int team = 0; team < teams; team++)
+        barriers.push_back(std::make_unique<Barrier>(count / teams + (team < count % teams ? 1 : 0)));
+    ready.set_value(count);
+    work(0, count);
+    for (std::thread& helper : helpers) helper.join();
+}

@@ -1,0 +1,227 @@
+"""Runs a program in compiled code (`native.cpp`), in single precision on the CPU.
+
+The structs mirror those of the C++ source, in their order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bacinfer.core.engines.fused.buffers import SamplingCall
+from bacinfer.core.engines.fused.denoiser import Affine, CrossAttentionWeights, FeedForwardWeights, Norm
+from bacinfer.core.engines.fused.instructions import (
+    AddResiduals,
+    AddTotal,
+    CrossAttention,
+    Embed,
+    FeedForward,
+    Fold,
+    Instruction,
+    LoadTime,
+    Paint,
+    Predict,
+    SelfAttention,
+    SetTimeToken,
+    Step,
+    StoreTotal,
+)
+from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library
+from bacinfer.core.engines.fused.program import Program
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("epsilon", c_float))
+
+
+class _Affine(ctypes.Structure):
+    _fields_ = (("panels", c_void_p), ("in_width", c_int32), ("out_width", c_int32))
+
+
+class _Block(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("kind", "activation")),
+        ("norm", _Norm),
+        *((name, _Affine) for name in ("first", "second")),
+        *((name, c_void_p) for name in ("query", "query_bias", "out", "out_bias", "mask", "vectors", "offset")),
+    )
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("operation", "first", "last", "count")),
+        ("coefficients", c_float * 6),
+        *((name, c_void_p) for name in ("source", "offset")),
+    )
+
+
+_SIZES = ("batch", "rows", "horizon", "trajectory_width", "width", "hidden_width", "heads", "condition_tokens")
+_BUFFERS = ("x", "embedded", "tokens", "residuals", "total", "qkv", "mixed", "hidden", "output", "given", "is_given")
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (
+        *((name, c_int64) for name in _SIZES),
+        ("clip", c_float),
+        *((name, c_void_p) for name in _BUFFERS),
+        *((name, _Affine) for name in ("input", "head")),
+        *((name, _Norm) for name in ("stack_norm", "final_norm")),
+        *(("blocks", POINTER(_Block)), ("num_blocks", c_int64)),
+        *(("instructions", POINTER(_Instruction)), ("num_instructions", c_int64)),
+    )
+
+
+_KINDS = (SelfAttention, CrossAttention, FeedForward)
+_OPERATIONS: tuple[Any, ...] = (
+    *(Paint, SetTimeToken, Embed, AddResiduals, StoreTotal, AddTotal),
+    *(_KINDS, LoadTime, Fold, Predict, Step),
+)
+_ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.gelu, F.relu)
+
+
+class NativeProgram:
+    """A program in compiled code, on as many threads as PyTorch uses (`torch.set_num_threads`).
+
+    Raises:
+        NativeUnavailableError: if there is no compiled code for it here.
+    """
+
+    def __init__(self, program: Program) -> None:
+        _check(program)
+        self._library = native_library()
+        self.program = program
+        self._kept: list[Any] = []  # what the structs point to
+        self._struct = self._encode()
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self.program.buffer_bytes
+
+    def sample(self, call: SamplingCall) -> Tensor:
+        """See `Program.sample`."""
+        self.program.load(call)
+        self.program.encode_condition()
+        self._library.run(ctypes.byref(self._struct), torch.get_num_threads())
+        return self.program.buffers.trajectory.clone()
+
+    # -- encoding ----------------------------------------------------------------------------------------------------
+
+    def _encode(self) -> _Program:
+        program, buffers, constants = self.program, self.program.buffers, self.program.constants
+        hidden_width = max(
+            (len(weights.first.bias) for weights in constants.weights if isinstance(weights, FeedForwardWeights)),
+            default=0,
+        )
+        own = {"mixed": buffers.new(*buffers.x.shape), "hidden": buffers.new(len(buffers.x), hidden_width)}
+        blocks = (_Block * len(program.blocks))(*map(self._block, program.blocks))
+        instructions = [self._instruction(instruction) for instruction in program.instructions]
+        clip = constants.sampler.clip
+        return _Program(
+            batch=buffers.batch,
+            rows=buffers.rows,
+            horizon=buffers.horizon,
+            trajectory_width=buffers.tokens.shape[-1],
+            width=buffers.x.shape[-1],
+            hidden_width=hidden_width,
+            heads=constants.denoiser.num_heads,
+            condition_tokens=buffers.num_condition_tokens,
+            clip=math.inf if clip is None else clip,
+            **{name: self._pointer(own[name] if name in own else getattr(buffers, name)) for name in _BUFFERS},
+            input=self._affine(constants.input),
+            head=self._affine(constants.head),
+            stack_norm=_Norm() if constants.stack_norm is None else self._norm(constants.stack_norm),
+            final_norm=self._norm(constants.final_norm),
+            blocks=blocks,
+            num_blocks=len(blocks),
+            instructions=(_Instruction * len(instructions))(*instructions),
+            num_instructions=len(instructions),
+        )
+
+    def _pointer(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _norm(self, norm: Norm) -> _Norm:
+        return _Norm(self._pointer(norm.module.weight), self._pointer(norm.module.bias), norm.module.eps)
+
+    def _affine(self, affine: Affine) -> _Affine:
+        outputs, inputs = affine.weight.shape
+        return _Affine(self._pointer(affine.panels(self._library.panel_width())), inputs, outputs)
+
+    def _block(self, block: SelfAttention | CrossAttention | FeedForward) -> _Block:
+        common = {"kind": _KINDS.index(type(block)), "norm": self._norm(block.weights.norm)}
+        if isinstance(block, FeedForward):
+            weights = block.weights
+            activation = _ACTIVATIONS.index(_activation(weights.activation))
+            first, second = self._affine(weights.first), self._affine(weights.second)
+            return _Block(activation=activation, first=first, second=second, **common)
+        if isinstance(block, SelfAttention):
+            mask = self._pointer(self.program.buffers.mask)
+            first, second = self._affine(block.weights.qkv), self._affine(block.weights.out)
+            return _Block(first=first, second=second, mask=mask, **common)
+        parts: CrossAttentionWeights = block.weights
+        return _Block(
+            first=self._affine(parts.key_value),
+            **{name: self._pointer(getattr(parts, name)) for name in ("query", "query_bias", "out", "out_bias")},
+            **{name: self._pointer(getattr(block.condition, name)) for name in ("mask", "vectors", "offset")},
+            **common,
+        )
+
+    def _instruction(self, instruction: Instruction) -> _Instruction:
+        operation = next(i for i, kinds in enumerate(_OPERATIONS) if isinstance(instruction, kinds))
+        return _Instruction(operation=operation, **self._operands(instruction))
+
+    def _operands(self, instruction: Instruction) -> dict[str, Any]:
+        buffers = self.program.buffers
+        if isinstance(instruction, SetTimeToken):
+            return {"source": self._pointer(instruction.token)}
+        if isinstance(instruction, AddResiduals):
+            return {"first": instruction.start, "last": instruction.end}
+        if isinstance(instruction, _KINDS):
+            return {"first": instruction.block}
+        if isinstance(instruction, LoadTime):
+            vectors, offset = instruction.folded.vectors, instruction.folded.offset
+            source = {"source": self._pointer(vectors), "offset": self._pointer(offset)}
+            return {"first": instruction.block, "last": vectors.stride(0), **source}
+        if isinstance(instruction, Fold):
+            tokens = instruction.tokens(buffers)
+            operands = {"first": instruction.block, "last": instruction.first, "count": tokens.shape[1]}
+            return {**operands, "source": self._pointer(tokens)}
+        if isinstance(instruction, Step):
+            step, draw = instruction.step, instruction.draw
+            coefficients = (c_float * 6)(step.a, step.b, 1 / step.s, step.c, step.d, step.e)
+            return {
+                "coefficients": coefficients,
+                "source": None if draw is None else self._pointer(buffers.noise[draw]),
+            }
+        return {}
+
+
+def _check(program: Program) -> None:
+    """Raises NativeUnavailableError for what the compiled code cannot run."""
+    constants = program.constants
+    if program.device.type != "cpu" or constants.dtype != torch.float32 or program.buffers.dtype != torch.float32:
+        raise NativeUnavailableError("it is for single precision on the CPU")
+    norms = [weights.norm for weights in constants.weights] + [constants.final_norm]
+    norms += [] if constants.stack_norm is None else [constants.stack_norm]
+    if any(norm.module.weight is None or norm.module.bias is None for norm in norms):
+        raise NativeUnavailableError("a layer normalisation has no weight or bias")
+    for weights in constants.weights:
+        if isinstance(weights, FeedForwardWeights) and _activation(weights.activation) not in _ACTIVATIONS:
+            raise NativeUnavailableError(f"the activation is {weights.activation}")
+
+
+def _activation(activation: Any) -> Any:
+    """The function that an activation module applies, where it is one of those."""
+    if isinstance(activation, nn.GELU) and activation.approximate == "none":
+        return F.gelu
+    return F.relu if isinstance(activation, nn.ReLU) else activation

@@ -1,0 +1,163 @@
+"""What a noise scheduler does at each denoising step, as numbers that are known before the loop starts.
+
+A step of DDPM (Ho et al., 2020, eq. 7) or of deterministic DDIM (Song et al., 2021, eq. 12, eta = 0) takes the
+sample x and the model's output y to
+
+    x0 = clamp((a x + b y) / s)
+    x' = c x0 + d x + e y + sigma z,    z ~ N(0, 1)
+
+(Predicting noise, s is thousandths at the first steps, where x and b y nearly cancel: they do so before the division.)
+
+The numbers are computed in single precision like diffusers computes them: so they round alike.
+Nothing of diffusers is imported: its schedulers are recognised by their class, and every step is compared with what
+the scheduler itself makes of the same numbers, so that one of another release that computes something else is
+refused rather than mistaken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bacinfer.core.engines.base import UnsupportedPolicyError
+
+
+@dataclass(frozen=True)
+class SamplerStep:
+    """One denoising step; the letters are those of the formulas above. Without `draws_noise` no noise is drawn."""
+
+    timestep: int
+    a: float
+    b: float
+    s: float
+    c: float
+    d: float
+    e: float
+    sigma: float
+    draws_noise: bool
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The K steps of a scheduler, and the bound that x0 is clamped to (None: not clamped)."""
+
+    steps: tuple[SamplerStep, ...]
+    clip: float | None
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        return tuple(step.timestep for step in self.steps)
+
+
+def read_sampler(scheduler: Any, num_inference_steps: int) -> Sampler:
+    """The steps of a diffusers `DDPMScheduler` or `DDIMScheduler`, whose timesteps are set as sampling sets them.
+
+    Raises:
+        UnsupportedPolicyError: it is another scheduler, or uses something that these formulas lack.
+    """
+    kind = _scheduler_kind(scheduler)
+    config = scheduler.config
+    if config.get("thresholding"):
+        raise UnsupportedPolicyError("its scheduler uses dynamic thresholding")
+    scheduler.set_timesteps(num_inference_steps)
+    timesteps = [int(t) for t in scheduler.timesteps]
+    if len(timesteps) != num_inference_steps:
+        raise UnsupportedPolicyError(f"its scheduler makes {len(timesteps)} steps of K = {num_inference_steps}")
+    alphas = scheduler.alphas_cumprod.cpu()
+    if kind == "DDPMScheduler":
+        following = [*timesteps[1:], -1]
+        steps = [_ddpm_step(config, alphas, t, prev) for t, prev in zip(timesteps, following, strict=True)]
+    else:
+        stride = config["num_train_timesteps"] // num_inference_steps
+        final = scheduler.final_alpha_cumprod.cpu()
+        steps = [_ddim_step(config, alphas, final, t, t - stride) for t in timesteps]
+    clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+    sampler = Sampler(tuple(steps), clip)
+    _compare_with(scheduler, sampler)
+    return sampler
+
+
+def _scheduler_kind(scheduler: Any) -> str:
+    kind = type(scheduler).__name__
+    if kind not in ("DDPMScheduler", "DDIMScheduler"):
+        raise UnsupportedPolicyError(f"its noise scheduler is a {kind}; known are DDPMScheduler and DDIMScheduler")
+    return kind
+
+
+def _predicted_x0(prediction_type: str, alpha: Tensor) -> tuple[float, float, float]:
+    """a, b and s: x0 from the sample and what the model predicts."""
+    signal, noise = float(alpha**0.5), float((1 - alpha) ** 0.5)
+    if prediction_type == "epsilon":
+        return 1.0, -noise, signal
+    if prediction_type == "sample":
+        return 0.0, 1.0, 1.0
+    if prediction_type == "v_prediction":
+        return signal, -noise, 1.0
+    raise UnsupportedPolicyError(f"its scheduler's prediction_type is {prediction_type!r}")
+
+
+def _ddpm_step(config: Any, alphas: Tensor, t: int, previous: int) -> SamplerStep:
+    variance_type = config["variance_type"]
+    if variance_type not in ("fixed_small", "fixed_small_log"):
+        raise UnsupportedPolicyError(f"its scheduler's variance_type is {variance_type!r}")
+    alpha = alphas[t]
+    alpha_previous = alphas[previous] if previous >= 0 else torch.ones_like(alpha)
+    ratio = alpha / alpha_previous
+    a, b, s = _predicted_x0(config["prediction_type"], alpha)
+    variance = (1 - alpha_previous) / (1 - alpha) * (1 - ratio)
+    return SamplerStep(
+        timestep=t,
+        a=a,
+        b=b,
+        s=s,
+        c=float(alpha_previous**0.5 * (1 - ratio) / (1 - alpha)),
+        d=float(ratio**0.5 * (1 - alpha_previous) / (1 - alpha)),
+        e=0.0,
+        sigma=float(variance.clamp(min=1e-20) ** 0.5) if t > 0 else 0.0,  # the floor is diffusers'
+        draws_noise=t > 0,
+    )
+
+
+def _ddim_step(config: Any, alphas: Tensor, final_alpha: Tensor, t: int, previous: int) -> SamplerStep:
+    alpha = alphas[t]
+    alpha_previous = alphas[previous] if previous >= 0 else final_alpha
+    signal, noise = float(alpha**0.5), float((1 - alpha) ** 0.5)
+    a, b, s = _predicted_x0(config["prediction_type"], alpha)
+    # the predicted noise, from the sample and the model's output
+    of_sample, of_output = {
+        "epsilon": (0.0, 1.0),
+        "sample": (1 / noise, -signal / noise),
+        "v_prediction": (noise, signal),
+    }[config["prediction_type"]]
+    direction = float((1 - alpha_previous) ** 0.5)
+    return SamplerStep(
+        timestep=t,
+        a=a,
+        b=b,
+        s=s,
+        c=float(alpha_previous**0.5),
+        d=direction * of_sample,
+        e=direction * of_output,
+        sigma=0.0,
+        draws_noise=False,
+    )
+
+
+def _compare_with(scheduler: Any, sampler: Sampler) -> None:
+    """Raises UnsupportedPolicyError unless the scheduler makes the same of random numbers, step by step."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 1, 4, 2, generator=generator)
+    for step, t in zip(sampler.steps, scheduler.timesteps.cpu(), strict=True):
+        expected = scheduler.step(y, t, x, generator=generator.manual_seed(step.timestep)).prev_sample
+        generator.manual_seed(step.timestep)
+        noise = torch.randn(x.shape, generator=generator) if step.draws_noise else torch.zeros_like(x)
+        x0 = (step.a * x + step.b * y) / step.s
+        x0 = x0 if sampler.clip is None else x0.clamp(-sampler.clip, sampler.clip)
+        found = step.c * x0 + step.d * x + step.e * y + step.sigma * noise
+        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+            raise UnsupportedPolicyError(
+                f"its {type(scheduler).__name__} computes another step at timestep {step.timestep} than its formula"
+            )

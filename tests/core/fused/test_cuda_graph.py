@@ -1,0 +1,118 @@
+"""The logic of captured programs, with a stand-in for CUDA graphs that works as they do: what ran during the capture
+runs again, on the very same memory. On a machine with CUDA, the real ones as well."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from bacinfer import FastDiffusionPolicy
+from bacinfer.core.engines.fused import engine as engine_module
+from core.fused.fused_helpers import act, act_with, apply_cache, make_policy, remove_cache
+from tiny_policies import VARIANTS, observations
+
+
+class StandInGraph(TorchDispatchMode):
+    """Records the operations of its capture; a replay repeats them and writes their results to where they were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Any] = []
+        self.replays = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        self.replays += 1
+        with torch.no_grad():
+            for func, args, kwargs, result in self.operations:
+                for old, new in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
+                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+
+class StandInStream:
+    def wait_stream(self, other: Any) -> None: ...
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[StandInGraph]:
+    """The graphs that are captured, on a machine without CUDA."""
+    captured: list[StandInGraph] = []
+
+    @contextmanager
+    def capture(graph: StandInGraph) -> Iterator[None]:
+        captured.append(graph)
+        with graph:
+            yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", StandInGraph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", StandInStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", StandInStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(engine_module.CudaGraphEngine, "_check_device", lambda self, device: None)
+    return captured
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_replays_equal_the_eager_engine(variant: str, graphs: list[StandInGraph]) -> None:
+    policy = make_policy(variant)
+    cached = apply_cache(copy.deepcopy(policy), cache_threshold=3, engine="cuda_graph")
+    for seed in (1, 2, 3):  # other noise in the same graph
+        expected = act(apply_cache(copy.deepcopy(policy), cache_threshold=3, engine="eager"), seed=seed)
+        torch.testing.assert_close(act(cached, seed=seed), expected, rtol=0, atol=1e-5)
+    assert [graph.replays for graph in graphs] == [1, 3]  # that of the comparison with the plain policy, and its own
+
+
+def test_other_observations_in_the_same_graph(graphs: list[StandInGraph]) -> None:
+    policy = make_policy()
+    cached = apply_cache(copy.deepcopy(policy), cache_threshold=3, engine="cuda_graph")
+    act(cached)
+    other = {"obs": 512 - observations(3)["obs"]}
+    eager = apply_cache(policy, cache_threshold=3, engine="eager")
+    results = []
+    for either in (cached, eager):
+        torch.manual_seed(4)
+        with torch.no_grad():
+            results.append(either.predict_action(other)["action"])
+    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
+
+
+def test_a_small_cache_of_graphs(graphs: list[StandInGraph]) -> None:
+    policy = make_policy()
+    cached = apply_cache(copy.deepcopy(policy), cache_threshold=3, engine="cuda_graph")
+    for batch in (1, 2, 1, 2, 3):
+        expected = act_with(policy, "eager", batch, cache_threshold=3)
+        torch.testing.assert_close(act(cached, batch), expected, rtol=0, atol=1e-5)
+    assert len(graphs) == 1 + 3  # one comparison, one graph a batch size
+    assert FastDiffusionPolicy.summary(cached).engine == "cuda_graph"
+    assert torch.equal(act(remove_cache(cached)), act(policy))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_on_cuda(variant: str) -> None:
+    policy = make_policy(variant).cuda()
+    obs = {"obs": observations(3)["obs"].cuda()}
+
+    def on_cuda(engine: str) -> torch.Tensor:
+        cached = apply_cache(copy.deepcopy(policy), cache_threshold=3, engine=engine)
+        for _ in range(2):
+            torch.manual_seed(1)
+            with torch.no_grad():
+                result = cached.predict_action(obs)["action_pred"]
+        return result
+
+    torch.testing.assert_close(on_cuda("cuda_graph"), on_cuda("eager"), rtol=0, atol=1e-4)

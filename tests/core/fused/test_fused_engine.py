@@ -1,0 +1,521 @@
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import threading
+from typing import Any
+
+import dill
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bacinfer import CacheSchedule, FastDiffusionPolicy
+from bacinfer.core.blocks import find_blocks
+from bacinfer.core.engines.fused import engine as engine_module
+from bacinfer.core.engines.fused.native_library import NativeUnavailableError
+from bacinfer.core.engines.observing import observe_residuals
+from core.fused.fused_helpers import act, act_with, apply_cache, make_policy, make_scheduler, remove_cache
+from tiny_policies import VARIANTS, K, observations
+
+BOUND = 1e-5  # of normalised actions, absolute
+
+
+@pytest.fixture(params=["native", "python"])
+def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Programs in compiled code, and from Python as where there is no compiler."""
+    if request.param == "python":
+        without_compiler(monkeypatch)
+    return request.param
+
+
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(program: Any) -> Any:
+        raise NativeUnavailableError("there is no compiler in this test")
+
+    monkeypatch.setattr(engine_module, "NativeProgram", unavailable)
+
+
+def block_keys(policy: Any) -> list[str]:
+    return [block.key for block in find_blocks(policy.model)]
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=BOUND)
+
+
+# -- equality --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("executor")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_equals_the_eager_engine(variant: str) -> None:
+    policy = make_policy(variant)
+    cache = {"cache_threshold": 3}
+    assert_close(act_with(policy, "fused", **cache), act_with(policy, "eager", **cache))
+    assert (act_with(policy, "eager", **cache) - act(policy)).abs().max() > 100 * BOUND  # the cache changes something
+
+
+@pytest.mark.usefixtures("executor")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_without_caching_it_equals_the_plain_policy(variant: str) -> None:
+    policy = make_policy(variant)
+    assert_close(act_with(policy, "fused", cache_mode="original"), act(policy))
+    assert_close(act_with(policy, "fused", cache_threshold=1), act(policy))
+
+
+def update_steps(num_steps: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.sets(st.integers(1, max(1, num_steps - 1)), max_size=num_steps).map(
+        lambda steps: (0, *sorted(s for s in steps if s < num_steps))
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_random_schedules_shapes_and_schedulers_equal_the_eager_engine(data: st.DataObject) -> None:
+    variant = data.draw(st.sampled_from(sorted(VARIANTS)))
+    steps = data.draw(st.integers(1, 12))
+    kind = data.draw(st.sampled_from(["ddpm", "ddim"]))
+    scheduler_settings: dict[str, Any] = {
+        "prediction_type": data.draw(st.sampled_from(["epsilon", "sample", "v_prediction"])),
+        "clip_sample": data.draw(st.booleans()),
+    }
+    if kind == "ddpm":
+        scheduler_settings["variance_type"] = data.draw(st.sampled_from(["fixed_small", "fixed_small_log"]))
+    horizon = 8 if variant == "action_steps_only" else data.draw(st.integers(10, 19))
+    n_emb, heads = data.draw(st.sampled_from([(16, 2), (12, 1), (24, 4)]))
+    sizes = [f"horizon={horizon}", f"policy.model.n_emb={n_emb}", f"policy.model.n_head={heads}"]
+    if variant == "action_steps_only":
+        sizes = sizes[1:]
+    scheduler = make_scheduler(kind, data.draw(st.sampled_from([12, 50])), **scheduler_settings)
+    policy = make_policy(variant, f"policy.num_inference_steps={steps}", *sizes, scheduler=scheduler)
+    schedule = CacheSchedule(steps, {key: data.draw(update_steps(steps)) for key in block_keys(policy)})
+    batch = data.draw(st.integers(1, 5))
+    expected = act_with(policy, "eager", batch, schedule=schedule)
+    # without clipping, values may grow; the bound is for normalised ones
+    bound = BOUND * max(1.0, expected.abs().max().item())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if data.draw(st.booleans()):
+            without_compiler(monkeypatch)
+        found = act_with(policy, "fused", batch, schedule=schedule)
+    torch.testing.assert_close(found, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("variant", ["causal", "encoder_only", "condition_encoder"])
+def test_any_number_of_threads_gives_the_same_actions(variant: str, batch: int, num_threads: int) -> None:
+    policy = make_policy(variant)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = act_with(policy, "fused", batch, cache_threshold=2)
+    try:
+        torch.set_num_threads(num_threads)
+        found = [act_with(policy, "fused", batch, cache_threshold=2) for _ in range(3)]
+        assert all(torch.equal(other, found[0]) for other in found)
+        assert_close(found[0], expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("executor")
+def test_the_activation_may_be_another() -> None:
+    for activation in (nn.functional.relu, nn.ReLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU()):
+        policy = make_policy()
+        for layer in policy.model.decoder.layers:
+            layer.activation = activation
+        assert_close(act_with(policy, "fused", cache_threshold=3), act_with(policy, "eager", cache_threshold=3))
+
+
+@pytest.mark.usefixtures("executor")
+def test_layers_without_biases_and_a_norm_after_the_stack() -> None:
+    policy = make_policy()
+    width = policy.model.head.in_features
+    policy.model.decoder.norm = nn.LayerNorm(width)
+    policy.model.head.bias = policy.model.input_emb.bias = None
+    for layer in policy.model.decoder.layers:
+        layer.linear1.bias = layer.linear2.bias = layer.self_attn.in_proj_bias = None
+        layer.multihead_attn.in_proj_bias = layer.multihead_attn.out_proj.bias = None
+    assert_close(act_with(policy, "fused", cache_threshold=3), act_with(policy, "eager", cache_threshold=3))
+
+
+@pytest.mark.usefixtures("executor")
+def test_the_callers_generator_is_honoured() -> None:
+    policy = make_policy()
+    given = torch.zeros(2, 16, 2)
+    arguments = given, torch.zeros_like(given, dtype=torch.bool)
+    condition = observations(2)["obs"] / 512
+
+    def sample(policy: Any, seed: int) -> Tensor:
+        policy.reset_cache()
+        torch.manual_seed(seed)  # which must not matter
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(5)
+            actions = policy.conditional_sample(*arguments, cond=condition, generator=generator)
+        return torch.cat([actions.flatten(), torch.randn(1, generator=generator)])
+
+    eager = apply_cache(copy.deepcopy(policy), engine="eager")
+    fused = apply_cache(policy, engine="fused")
+    assert torch.equal(sample(fused, 1), sample(fused, 2))
+    assert_close(sample(fused, 1), sample(eager, 1))
+
+
+@pytest.mark.usefixtures("executor")
+def test_random_stream_is_that_of_the_plain_policy() -> None:
+    for variant in ("causal", "inpainting"):
+        policy = make_policy(variant)
+        act(policy)
+        after_plain = torch.get_rng_state()
+        apply_cache(policy, engine="fused")
+        for _ in range(2):  # the first call compiles
+            act(policy)
+            assert torch.equal(torch.get_rng_state(), after_plain)
+
+
+# -- half precision --------------------------------------------------------------------------------------------------
+
+
+def test_autocast_is_followed() -> None:
+    policy = make_policy()
+    exact = act_with(policy, "fused", cache_threshold=2)
+    apply_cache(policy, cache_threshold=2, engine="fused")
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = act(policy)
+    assert halved.dtype == torch.float32
+    assert 1e-5 < (halved - exact).abs().max() < 0.2
+    assert_close(act(policy), exact)  # and left when it ends
+
+
+def test_half_precision_weights() -> None:
+    policy = make_policy()
+    exact = act_with(policy, "fused", cache_threshold=2)
+    halved = act(apply_cache(policy.to(torch.bfloat16), cache_threshold=2, engine="fused")).float()
+    assert 1e-5 < (halved - exact).abs().max() < 0.2
+
+
+# -- what may change between calls -----------------------------------------------------------------------------------
+
+
+def fine_tune(policy: Any) -> None:
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.01)
+    batch = {"obs": torch.rand(4, 16, 20) * 512, "action": torch.rand(4, 16, 2)}
+    policy.compute_loss(batch).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def load_others(policy: Any) -> None:
+    other = make_policy()
+    fine_tune(other)
+    policy.load_state_dict(other.state_dict())
+
+
+def write_through_data(policy: Any) -> None:
+    for parameter in policy.model.parameters():
+        parameter.data.mul_(0.9)
+
+
+def replace_module(policy: Any) -> None:
+    policy.model.head = nn.Linear(16, 2)
+
+
+def replace_parameter(policy: Any) -> None:
+    policy.model.decoder.layers[0].linear1.weight = nn.Parameter(torch.zeros(64, 16))
+
+
+def round_to_half(policy: Any) -> None:
+    policy.to(torch.bfloat16).to(torch.float32)
+
+
+def replace_scheduler(policy: Any) -> None:
+    policy.noise_scheduler = make_scheduler("ddim", prediction_type="sample")
+
+
+@pytest.mark.usefixtures("executor")
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(fine_tune, load_others, write_through_data, replace_module),
+        *(replace_parameter, round_to_half, replace_scheduler),
+    ],
+)
+def test_changes_after_apply_cache_are_noticed(change: Any) -> None:
+    policy = apply_cache(make_policy(), cache_threshold=3, engine="fused")
+    before = act(policy)
+    assert torch.equal(act(policy), before)
+    torch.manual_seed(2)
+    change(policy)
+    changed = act(policy)
+    assert (changed - before).abs().max() > 10 * BOUND
+    assert_close(changed, act_with(remove_cache(policy), "eager", cache_threshold=3))
+
+
+@pytest.mark.usefixtures("executor")
+def test_batches_may_change_between_calls() -> None:
+    policy = apply_cache(make_policy(), cache_threshold=3, engine="fused")
+    for batch in (2, 5, 1, 3, 4, 6, 2):  # more than are kept
+        assert_close(
+            act(policy, batch), act_with(remove_cache(copy.deepcopy(policy)), "eager", batch, cache_threshold=3)
+        )
+    summary = FastDiffusionPolicy.summary(policy)
+    assert summary.buffer_bytes > 0
+
+
+def test_buffers_are_linear_in_the_batch() -> None:
+    policy = apply_cache(make_policy(), cache_threshold=3, engine="fused")
+    sizes = []
+    for batch in (1, 2, 3):
+        other = copy.deepcopy(policy)
+        act(other, batch)
+        sizes.append(FastDiffusionPolicy.summary(other).buffer_bytes)
+    assert sizes[1] - sizes[0] == sizes[2] - sizes[1]
+    assert 0 < sizes[0] <= sizes[1] - sizes[0] + 10_000
+
+
+def test_inference_mode_before_and_after() -> None:
+    policy = apply_cache(make_policy(), cache_threshold=3, engine="fused")
+    with torch.inference_mode():
+        torch.manual_seed(1)
+        inside = policy.predict_action(observations(3))["action_pred"]
+    assert torch.equal(act(policy), inside)
+
+
+# -- removal, copies, threads ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("executor")
+def test_removal_restores_the_policy_exactly() -> None:
+    policy = make_policy()
+    plain, attributes = act(policy), {name: set(vars(module)) for name, module in policy.named_modules()}
+    timesteps = policy.noise_scheduler.timesteps.clone()
+    apply_cache(policy, engine="fused")
+    act(policy)
+    assert torch.equal(policy.noise_scheduler.timesteps, timesteps)
+    remove_cache(policy)
+    assert torch.equal(act(policy), plain)
+    assert {name: set(vars(module)) for name, module in policy.named_modules()} == attributes
+    assert "conditional_sample" not in vars(policy)
+
+
+@pytest.mark.usefixtures("executor")
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p)), lambda p: dill.loads(dill.dumps(p))],
+    ids=["deepcopy", "pickle", "dill"],
+)
+def test_copies_work_and_share_nothing(duplicate: Any) -> None:
+    policy = make_policy()
+    act(policy)  # sets the scheduler's timesteps
+    apply_cache(policy, cache_threshold=3, engine="fused")
+    size = len(pickle.dumps(policy))
+    cached = act(policy)
+    assert len(pickle.dumps(policy)) == size  # programs are not part of it
+    other = duplicate(policy)
+    assert torch.equal(act(other), cached)
+    for parameter in other.parameters():
+        parameter.data.zero_()
+    act(other)
+    assert torch.equal(act(policy), cached)
+
+
+def test_two_policies_each_in_its_thread() -> None:
+    policies = [apply_cache(make_policy(), cache_threshold=n, engine="fused") for n in (2, 3, 4)]
+
+    def sample(policy: Any) -> Tensor:
+        given = torch.zeros(2, 16, 2)
+        condition = observations(2)["obs"] / 512
+        policy.reset_cache()
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(5)
+            return policy.conditional_sample(given, given.bool(), cond=condition, generator=generator)
+
+    expected = [sample(policy) for policy in policies]
+    results: dict[int, list[Tensor]] = {i: [] for i in range(3)}
+    threads = [
+        threading.Thread(target=lambda i=i: results[i].extend(sample(policies[i]) for _ in range(20))) for i in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(len(results[i]) == 20 and all(torch.equal(r, expected[i]) for r in results[i]) for i in range(3))
+
+
+def test_one_policy_in_two_threads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = apply_cache(make_policy(), cache_threshold=3, engine="fused")
+    expected = act(policy)
+    errors: list[str] = []
+
+    def intrude() -> None:
+        try:
+            act(policy)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    def load(self: Any, call: Any, original: Any = engine_module.Program.load) -> None:
+        original(self, call)
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=intrude)
+            thread.start()
+            thread.join()
+
+    monkeypatch.setattr(engine_module.Program, "load", load)
+    assert torch.equal(act(policy), expected)
+    assert len(errors) == 1
+    assert "copy.deepcopy(policy)" in errors[0]
+
+
+def test_an_exception_leaves_a_usable_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = apply_cache(make_policy(), cache_threshold=3, engine="fused")
+    expected = act(policy)
+
+    def fail(self: Any, call: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine_module.Program, "load", fail)
+        with pytest.raises(KeyboardInterrupt):
+            act(policy)
+    assert torch.equal(act(policy), expected)
+
+
+# -- the eager engine beneath ----------------------------------------------------------------------------------------
+
+
+def test_an_observer_sees_every_residual() -> None:
+    policy = apply_cache(make_policy(), cache_threshold=3, engine="fused")
+    expected = act_with(remove_cache(copy.deepcopy(policy)), "eager", cache_threshold=3)
+    seen: list[tuple[str, int]] = []
+    with observe_residuals(policy, lambda block, step, residual: seen.append((block.key, step))):
+        assert torch.equal(act(policy), expected)
+    assert seen == [(key, k) for k in range(K) for key in block_keys(policy)]
+
+
+def test_own_loop_with_reset_cache() -> None:
+    policy = make_policy()
+    x, condition = torch.randn(2, 16, 2), observations(2)["obs"] / 512
+
+    def loop(policy: Any) -> list[Tensor]:
+        policy.reset_cache()
+        return [policy.model(x, torch.tensor(k), condition) for k in range(K)]
+
+    eager = loop(apply_cache(copy.deepcopy(policy), engine="eager"))
+    assert all(map(torch.equal, loop(apply_cache(policy, engine="fused")), eager))
+
+
+# -- what it cannot run ----------------------------------------------------------------------------------------------
+
+
+def with_hook(policy: Any) -> None:
+    policy.model.decoder.layers[0].register_forward_hook(lambda *_: None)
+
+
+def with_post_norm(policy: Any) -> None:
+    for layer in policy.model.decoder.layers:
+        layer.norm_first = False
+
+
+def with_another_scheduler(policy: Any) -> None:
+    policy.noise_scheduler = make_scheduler(thresholding=True)
+
+
+def with_another_head(policy: Any) -> None:
+    policy.model.head = nn.Sequential(policy.model.head)
+
+
+UNSUPPORTED = [
+    (with_hook, "its decoder.layers.0 has forward hooks"),
+    (with_post_norm, "post-norm"),
+    (with_another_scheduler, "dynamic thresholding"),
+    (with_another_head, "its head is a Sequential, not a Linear"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), UNSUPPORTED)
+def test_what_it_cannot_run_is_refused_at_once(change: Any, reason: str) -> None:
+    policy = make_policy()
+    change(policy)
+    with pytest.raises(ValueError, match=f"engine 'fused' cannot run this policy.*{reason}.*engine='eager' can"):
+        apply_cache(policy, engine="fused")
+    assert "predict_action" not in vars(policy)
+
+
+@pytest.mark.parametrize(("change", "reason"), UNSUPPORTED)
+def test_auto_runs_it_eagerly_and_says_why_once(change: Any, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    policy = make_policy()
+    change(policy)
+    with caplog.at_level(logging.WARNING, "bacinfer"):
+        found = act(apply_cache(policy, cache_threshold=3))
+        assert torch.equal(act(policy), found)
+    assert [reason in record.getMessage() for record in caplog.records] == [True]
+    summary = FastDiffusionPolicy.summary(policy)
+    assert summary.engine == "eager"
+    assert reason in str(summary)
+    assert torch.equal(found, act_with(remove_cache(policy), "eager", cache_threshold=3))
+
+
+class DampedPolicy(type(make_policy())):  # type: ignore[misc]
+    """Built like the others, but its loop does something more."""
+
+    def conditional_sample(self, condition_data, condition_mask, cond=None, generator=None, **kwargs):  # type: ignore[no-untyped-def]
+        return 0.9 * super().conditional_sample(condition_data, condition_mask, cond, generator, **kwargs)
+
+
+def test_a_loop_that_computes_something_else_is_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    policy = make_policy()
+    policy.__class__ = DampedPolicy
+    plain, cache = act(policy), {"cache_threshold": 3}
+    with pytest.raises(RuntimeError, match="its sampling computes something else"):
+        act_with(policy, "fused", **cache)
+    found = act(apply_cache(policy, **cache))
+    assert torch.equal(act(policy), found)
+    assert torch.equal(found, act_with(remove_cache(policy), "eager", **cache))
+    assert len([record for record in caplog.records if "computes something else" in record.getMessage()]) == 1
+    assert torch.equal(act(policy), plain)
+
+
+def test_a_model_that_computes_something_else_is_not_replaced() -> None:
+    policy = make_policy()
+
+    class Scaled(type(policy.model)):  # type: ignore[misc]
+        def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            return 1.1 * super().forward(*args, **kwargs)
+
+    policy.model.__class__ = Scaled
+    with pytest.raises(RuntimeError, match="its sampling computes something else"):
+        act_with(policy, "fused", cache_threshold=3)
+
+
+def test_inputs_that_require_gradients_are_for_the_eager_engine() -> None:
+    policy = apply_cache(make_policy())
+    obs = observations(2)["obs"].requires_grad_()
+    policy.predict_action({"obs": obs})["action"].sum().backward()
+    assert obs.grad is not None
+    assert obs.grad.abs().max() > 0
+
+
+def test_cuda_graphs_need_cuda() -> None:
+    with pytest.raises(ValueError, match="CUDA graphs need it on a CUDA device"):
+        apply_cache(make_policy(), engine="cuda_graph")
+
+
+def test_auto_is_the_default_and_says_what_it_chose() -> None:
+    policy = apply_cache(make_policy(), cache_threshold=3)
+    found = act(policy)
+    summary = FastDiffusionPolicy.summary(policy)
+    assert (summary.engine, summary.mode) == ("fused", "threshold")
+    assert "chosen by 'auto'" in str(summary)
+    assert "memory: buffers" in str(summary)
+    assert torch.equal(found, act_with(remove_cache(policy), "fused", cache_threshold=3))
+
+
+def test_original_with_a_fused_engine_is_a_lossless_mode() -> None:
+    policy = make_policy()
+    apply_cache(policy, cache_mode="original", engine="fused")
+    summary = FastDiffusionPolicy.summary(policy)
+    assert (summary.mode, summary.engine, summary.flops_fraction) == ("original", "fused", 1.0)
+    apply_cache(policy, cache_mode="original")  # the plain policy, as ever
+    assert FastDiffusionPolicy.summary(policy).engine is None

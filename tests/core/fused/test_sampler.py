@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+from bacinfer.core.engines.base import UnsupportedPolicyError
+from bacinfer.core.engines.fused.sampler import read_sampler
+from core.fused.fused_helpers import make_scheduler
+
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("settings", [{}, {"clip_sample": False}, {"clip_sample_range": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "variance"),
+    [("ddpm", {"variance_type": "fixed_small"}), ("ddpm", {"variance_type": "fixed_small_log"}), ("ddim", {})],
+    ids=str,
+)
+@pytest.mark.parametrize("K", [100, 16, 1])
+def test_every_step_is_that_of_diffusers(
+    kind: str, variance: dict, prediction_type: str, settings: dict, K: int
+) -> None:  # type: ignore[type-arg]
+    scheduler = make_scheduler(kind, 100, prediction_type=prediction_type, **variance, **settings)
+    sampler = read_sampler(scheduler, K)
+    assert sampler.timesteps == tuple(int(t) for t in scheduler.timesteps)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 4, 3, generator=generator)
+    for step, t in zip(sampler.steps, scheduler.timesteps, strict=True):
+        y = torch.randn(x.shape, generator=generator)
+        before = generator.get_state()
+        expected = scheduler.step(y, t, x, generator=generator).prev_sample
+        drew = not torch.equal(generator.get_state(), before)
+        assert step.draws_noise == drew
+        generator.set_state(before)
+        noise = torch.randn(x.shape, generator=generator) if drew else 0.0
+        x0 = (step.a * x + step.b * y) / step.s
+        x0 = x0 if sampler.clip is None else x0.clamp(-sampler.clip, sampler.clip)
+        found = step.c * x0 + step.d * x + step.e * y + step.sigma * noise
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        x = expected.clamp(-3, 3)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "reason"),
+    [
+        (make_scheduler(thresholding=True), "dynamic thresholding"),
+        (make_scheduler(variance_type="fixed_large"), "variance_type is 'fixed_large'"),
+        (DPMSolverMultistepScheduler(num_train_timesteps=10), "is a DPMSolverMultistepScheduler"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_the_formulas_lack_is_refused(scheduler, reason: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(UnsupportedPolicyError, match=reason):
+        read_sampler(scheduler, 10)
+
+
+def test_a_scheduler_that_computes_something_else_is_refused() -> None:
+    class Damped(DDIMScheduler):
+        def step(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            result = super().step(*args, **kwargs)
+            result.prev_sample *= 0.9
+            return result
+
+    Damped.__name__ = "DDIMScheduler"  # as a fork of diffusers would call it
+    with pytest.raises(UnsupportedPolicyError, match="computes another step at timestep 9"):
+        read_sampler(Damped(num_train_timesteps=10), 10)
