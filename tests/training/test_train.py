@@ -323,6 +323,18 @@ def test_entries_that_follow_from_others() -> None:
     assert (cfg.policy.model.input_dim, cfg.policy.model.output_dim, cfg.policy.model.cond_dim) == (22, 22, 0)
 
 
+def test_what_the_observations_are_mapped_to(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    data = {"obs": demonstrations.obs, "action": demonstrations.action}
+    ranges = trainer(demonstrations, tmp_path / "range").policy.normalizer.normalize(data)
+    assert ranges["obs"].aminmax() == pytest.approx((-1, 1))
+    spread = trainer(demonstrations, tmp_path / "std", "training.normalize_obs=std").policy.normalizer.normalize(data)
+    torch.testing.assert_close(spread["obs"].std(0), torch.ones(20))
+    torch.testing.assert_close(spread["obs"].mean(0), torch.zeros(20), atol=1e-4, rtol=0)
+    torch.testing.assert_close(spread["action"], ranges["action"])
+    with pytest.raises(ValueError, match=r"normalize_obs is 'max'; known: range, std"):
+        trainer(demonstrations, tmp_path / "max", "training.normalize_obs=max")
+
+
 def test_training_without_averaging_is_refused(demonstrations: Demonstrations, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="use_ema"):
         trainer(demonstrations, tmp_path, "training.use_ema=false")

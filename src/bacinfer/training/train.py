@@ -104,8 +104,7 @@ class Trainer:
         elif init_from is not None:
             self.policy.load_state_dict(read_initial_weights(init_from))
         else:
-            normalizer = LinearNormalizer.fit({"obs": demonstrations.obs, "action": demonstrations.action})
-            self.policy.set_normalizer(normalizer)
+            self.policy.set_normalizer(fit_normalizer(demonstrations, cfg.training.normalize_obs))
         self.policy.to(self.device).train()
         self.ema_policy = copy.deepcopy(self.policy)
         self.ema = EMAModel(self.ema_policy, **_arguments(cfg.ema))
@@ -216,6 +215,23 @@ class Trainer:
     def _add_to_log(self, **entry: float) -> None:
         lr = self.lr_scheduler.get_last_lr()[0]
         self.log.add(global_step=self.global_step, epoch=self.epoch, lr=lr, **entry)
+
+
+def fit_normalizer(demonstrations: Demonstrations, normalize_obs: str) -> LinearNormalizer:
+    """Maps the actions' range to [-1, 1], and the observations' too (``range``) or their standard deviation (``std``).
+
+    The latter keeps rare extremes from squeezing what is common into a small part of [-1, 1].
+
+    Raises:
+        ValueError: another word.
+    """
+    obs, action = demonstrations.obs, demonstrations.action
+    if normalize_obs == "range":
+        return LinearNormalizer.fit({"obs": obs, "action": action})
+    if normalize_obs == "std":
+        mean, std = obs.mean(0), obs.std(0)
+        return LinearNormalizer.from_ranges({"obs": (mean - std, mean + std), "action": action.aminmax(dim=0)})
+    raise ValueError(f"training.normalize_obs is {normalize_obs!r}; known: range, std")
 
 
 def read_initial_weights(path: Path) -> dict[str, torch.Tensor]:
