@@ -71,7 +71,8 @@ def test_its_schedules_fit(task_name: str) -> None:
 def test_its_training_log_is_kept(task_name: str) -> None:
     directory = ROOT / "assets" / task_name / "training"
     entries = [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
-    assert entries[-1]["train_loss"] < entries[0]["train_loss"]
+    losses = [entry["train_loss"] for entry in entries if "train_loss" in entry]
+    assert losses[-1] < losses[0]
     assert (directory / "loss.png").stat().st_size > 0
     checkpoint = read_checkpoint(ROOT / "assets" / task_name / f"{task_name}_transformer.ckpt")
     assert entries[-1]["global_step"] <= checkpoint.progress("global_step")
