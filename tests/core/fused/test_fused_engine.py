@@ -175,6 +175,51 @@ def test_random_stream_is_that_of_the_plain_policy() -> None:
             assert torch.equal(torch.get_rng_state(), after_plain)
 
 
+class ImagePolicy(nn.Module):
+    """Pictures to features to actions, with a loop of its own: a policy that shares no class but the transformer's."""
+
+    def __init__(self, lowdim_policy: Any) -> None:
+        super().__init__()
+        self.obs_encoder = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Flatten(), nn.LazyLinear(20))
+        self.model = lowdim_policy.model
+        self.noise_scheduler = lowdim_policy.noise_scheduler
+        self.num_inference_steps = lowdim_policy.num_inference_steps
+
+    def conditional_sample(self, condition_data, condition_mask, cond=None, generator=None, **kwargs):  # type: ignore[no-untyped-def]
+        trajectory = torch.randn(condition_data.shape, generator=generator)
+        self.noise_scheduler.set_timesteps(self.num_inference_steps)
+        for t in self.noise_scheduler.timesteps:
+            trajectory[condition_mask] = condition_data[condition_mask]
+            output = self.model(trajectory, t, cond)
+            trajectory = self.noise_scheduler.step(output, t, trajectory, generator=generator, **kwargs).prev_sample
+        trajectory[condition_mask] = condition_data[condition_mask]
+        return trajectory
+
+    def predict_action(self, obs_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = obs_dict["image"]
+        features = self.obs_encoder(images.flatten(0, 1)).view(*images.shape[:2], -1)
+        given = torch.zeros(len(images), 16, 2)
+        return {"action_pred": self.conditional_sample(given, given.bool(), cond=features)}
+
+
+@pytest.mark.usefixtures("executor")
+def test_an_image_policy_is_recognised_by_its_structure() -> None:
+    torch.manual_seed(0)
+    policy = ImagePolicy(make_policy()).eval()
+    images = {"image": torch.rand(2, 2, 3, 12, 12)}
+    policy.predict_action(images)  # lazy layers take their shapes
+
+    def actions(**cache: Any) -> Tensor:
+        cached = apply_cache(copy.deepcopy(policy), cache_threshold=3, **cache)
+        torch.manual_seed(1)
+        with torch.no_grad():
+            result = cached.predict_action(images)["action_pred"]
+        assert FastDiffusionPolicy.summary(cached).engine == cache.get("engine", "fused")
+        return result
+
+    assert_close(actions(), actions(engine="eager"))
+
+
 # -- half precision --------------------------------------------------------------------------------------------------
 
 
