@@ -21,7 +21,7 @@ from bacinfer.evaluation.schedules import ScheduleSource, prepare
 from bacinfer.evaluation.table import format_table
 from bacinfer.evaluation.video import side_by_side
 from bacinfer.tasks import PushTTask
-from bacinfer.tasks.video import open_video, read_video
+from bacinfer.tasks.video import frame_rate, open_video, read_video
 from evaluation.conftest import MAX_STEPS
 from tiny_policies import K
 
@@ -209,8 +209,8 @@ def test_script_runs() -> None:
 # -- video and table ---------------------------------------------------------------------------------------------
 
 
-def write_grey(path: Path, levels: list[int], size: int = 64) -> Path:
-    with open_video(path) as video:
+def write_grey(path: Path, levels: list[int], size: int = 64, fps: int = 10) -> Path:
+    with open_video(path, fps) as video:
         for level in levels:
             video.append(np.full((size, size, 3), level, dtype=np.uint8))
     return path
@@ -225,6 +225,11 @@ def test_side_by_side_holds_the_last_frame_of_the_shorter(tmp_path: Path) -> Non
     np.testing.assert_allclose([picture[:, :60].mean() for picture in pictures], [40, 80, 80, 80], atol=5)
     np.testing.assert_allclose([picture[:, 68:].mean() for picture in pictures], [200, 160, 120, 100], atol=5)
     assert frames[0][:-64].min() < 100  # the caption's letters
+
+
+def test_side_by_side_plays_at_the_speed_of_the_films(tmp_path: Path) -> None:
+    film = write_grey(tmp_path / "film.mp4", [40, 80, 120], fps=80)
+    assert frame_rate(side_by_side(tmp_path / "both.mp4", {"plain": film, "cached": film})) == 80
 
 
 def test_side_by_side_of_different_sizes(tmp_path: Path) -> None:

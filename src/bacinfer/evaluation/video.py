@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from bacinfer.evaluation.results import SCORES_FILE
 from bacinfer.evaluation.results_table import Row
-from bacinfer.tasks.video import Frame, open_video, read_video
+from bacinfer.tasks.video import Frame, frame_rate, open_video, read_video
 
 CAPTION_HEIGHT = 32
 
@@ -46,13 +46,15 @@ def film(results_dir: str | Path, row: Row) -> tuple[str, Path]:
 def side_by_side(output: str | Path, videos: Mapping[str, str | Path]) -> Path:
     """Writes one video of several, each below its caption; the shorter ones hold their last frame. Returns `output`.
 
+    It plays at the speed of the first.
+
     Raises:
         FileNotFoundError: a video is missing.
         ValueError: their frames differ in size.
     """
     output = Path(output)
     headings: list[Frame] | None = None
-    with open_video(output) as video:
+    with open_video(output, frame_rate(next(iter(videos.values())))) as video:
         for frames in _hold_last([read_video(path) for path in videos.values()]):
             sizes = {frame.shape for frame in frames}
             if len(sizes) > 1:

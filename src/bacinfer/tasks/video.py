@@ -67,6 +67,18 @@ def read_video(path: str | Path) -> Iterator[Frame]:
             yield frame.to_ndarray(format="rgb24")
 
 
+def frame_rate(path: str | Path) -> int:
+    """Frames a second of a video.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no video at {path}")
+    with import_av().open(str(path)) as container:
+        return round(container.streams.video[0].average_rate)
+
+
 def import_av() -> Any:
     try:
         import av
