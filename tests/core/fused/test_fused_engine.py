@@ -550,6 +550,9 @@ def test_inputs_that_require_gradients_are_for_the_eager_engine() -> None:
     policy.predict_action({"obs": obs})["action"].sum().backward()
     assert obs.grad is not None
     assert obs.grad.abs().max() > 0
+    assert FastDiffusionPolicy.summary(policy).engine == "eager"
+    act(policy)
+    assert FastDiffusionPolicy.summary(policy).engine == "fused"
 
 
 def test_cuda_graphs_need_cuda() -> None:

@@ -51,7 +51,7 @@ class FusedEngine(EagerEngine):
     def __init__(self, policy: Any, blocks: Sequence[Block], schedule: CacheSchedule) -> None:
         super().__init__(policy, blocks, schedule)
         self.programs = ProgramCache(blocks, schedule, self._make_runner)
-        self.obstacle: str | None = None  # why the eager engine runs
+        self.obstacle: str | None = None  # why the last call ran in the eager engine
         try:
             _check_sampling(policy, schedule.num_inference_steps)
             read_denoiser(policy.model, blocks)
@@ -96,6 +96,7 @@ class FusedEngine(EagerEngine):
                 if scheduler.num_inference_steps != K:
                     scheduler.set_timesteps(K)  # as the loop would leave it
                 self.trajectory.complete()
+                self.obstacle = None
                 return sample
         self._refuse(reason, RuntimeError)
         return patch.call_original(call)

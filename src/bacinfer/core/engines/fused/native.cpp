@@ -308,7 +308,7 @@ struct Member {
 
     Member(const Program& program, int64_t first, int64_t last, int index, int size, Barrier& barrier)
         : p(program), first(first), last(last), index(index), size(size), barrier(barrier),
-          normalised((last - first) * std::max(p.rows, p.condition_tokens) * std::max(2 * p.width, p.width)),
+          normalised((last - first) * std::max(p.rows, p.condition_tokens) * 2 * p.width),
           scores(std::max(p.rows, p.condition_tokens * p.heads)) {}
 
     int64_t share(int64_t n, int i) const { return n * i / size; }
