@@ -124,6 +124,18 @@ class FastDiffusionPolicy:
         return policy
 
     @staticmethod
+    def refresh(policy: Any) -> Any:
+        """Has a cached policy read its weights anew at the next call; returns it.
+
+        Needed after writes that PyTorch cannot see, through ``tensor.data`` or NumPy, to parts of a weight: a fused
+        engine finds those by itself, but only within 64 calls.
+        """
+        applied = _applied_cache(policy)
+        if applied is not None:
+            applied.engine.refresh()
+        return policy
+
+    @staticmethod
     def summary(policy: Any) -> CacheSummary:
         """Mode, engine, K, updates and reuses of each block, the share of FLOPs that is left, warnings given.
 

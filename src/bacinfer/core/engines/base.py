@@ -56,5 +56,8 @@ class Engine(Protocol):
     def detach(self) -> None:
         """Leaves the policy exactly as `attach` found it."""
 
+    def refresh(self) -> None:
+        """Reads the policy's weights anew at the next call, where the engine keeps any."""
+
     def begin(self) -> None:
         """Starts a denoising trajectory: the next model call is step 0, and no residual is stored."""

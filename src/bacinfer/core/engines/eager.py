@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bacinfer.core.blocks import Block
 from bacinfer.core.engines.base import EngineStatus
-from bacinfer.core.engines.patching import Patch, remove_patches
 from bacinfer.core.engines.trajectory import Trajectory
+from bacinfer.core.patching import Patch, remove_patches
 from bacinfer.core.schedule import CacheSchedule
 
 
@@ -19,8 +19,8 @@ class EagerEngine:
     """Patches `policy.predict_action`, the model's forward and the forward of every layer that holds blocks.
 
     Raises:
-        RuntimeError: at `predict_action`, if `num_inference_steps` has changed, the model is in train mode with
-            dropout, or it is not called exactly K times.
+        RuntimeError: at `predict_action`, if `num_inference_steps`, the model or the forward of a layer's class has
+            changed, the model is in train mode with dropout, or it is not called exactly K times.
     """
 
     name: ClassVar[str] = "eager"
@@ -28,12 +28,12 @@ class EagerEngine:
     def __init__(self, policy: Any, blocks: Sequence[Block], schedule: CacheSchedule) -> None:
         self.policy = policy
         self.trajectory = Trajectory(schedule.num_inference_steps)
+        self.model = _CountedModel(policy.model, self.trajectory)
         layers = [list(group) for _, group in groupby(blocks, key=lambda block: block.layer_name)]
-        self.patches: list[Patch] = [
-            *(_CachedLayer(layer_blocks, schedule, self.trajectory) for layer_blocks in layers),
-            _CountedModel(policy.model, self.trajectory),
-            _Sampling(policy, self),
-        ]
+        self.layers = [_CachedLayer(layer_blocks, schedule, self.trajectory) for layer_blocks in layers]
+        self.patches: list[Patch] = [*self.layers, self.model, _Sampling(policy, self)]
+        if hasattr(policy, "compute_loss"):
+            self.patches.append(_Loss(policy, self.trajectory))
 
     @property
     def status(self) -> EngineStatus:
@@ -47,6 +47,9 @@ class EagerEngine:
         remove_patches(self.patches)
         self.trajectory.end()
 
+    def refresh(self) -> None:
+        """Nothing to do: the layers compute with the weights that they have."""
+
     def begin(self) -> None:
         K, now = self.trajectory.num_inference_steps, self.policy.num_inference_steps
         if now != K:
@@ -54,6 +57,10 @@ class EagerEngine:
                 f"policy.num_inference_steps is {now}, but the cache was applied for K = {K}; apply a schedule for "
                 f"K = {now}, or remove the cache first"
             )
+        if self.policy.model is not self.model.owner:
+            raise RuntimeError("policy.model was replaced after the cache was applied to it; apply the cache again")
+        for layer in self.layers:
+            layer.check_class()
         _refuse_dropout(self.policy.model)
         self.trajectory.begin()
 
@@ -65,7 +72,7 @@ class _Sampling(Patch):
         super().__init__(policy, "predict_action")
         self.engine = engine
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         self.engine.begin()
         try:
             actions = self.original(*args, **kwargs)
@@ -75,6 +82,18 @@ class _Sampling(Patch):
             self.engine.trajectory.end()
 
 
+class _Loss(Patch):
+    """`compute_loss`: its model calls are no denoising steps, also where `reset_cache` announced some."""
+
+    def __init__(self, policy: Any, trajectory: Trajectory) -> None:
+        super().__init__(policy, "compute_loss")
+        self.trajectory = trajectory
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        with self.trajectory.suspended():
+            return self.original(*args, **kwargs)
+
+
 class _CountedModel(Patch):
     """The model's forward: one denoising step."""
 
@@ -82,7 +101,7 @@ class _CountedModel(Patch):
         super().__init__(model, "forward")
         self.trajectory = trajectory
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         inputs = [(tuple(a.shape), a.dtype, str(a.device)) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
         with self.trajectory.model_call(inputs):
             return self.original(*args, **kwargs)
@@ -94,15 +113,25 @@ class _CachedLayer(Patch):
     def __init__(self, blocks: Sequence[Block], schedule: CacheSchedule, trajectory: Trajectory) -> None:
         super().__init__(blocks[0].layer, "forward")
         self.trajectory = trajectory
-        self.input_name = blocks[0].adapter.input_name
+        self.name_in_model, self.adapter = blocks[0].layer_name, blocks[0].adapter
+        self.input_name = self.adapter.input_name
         self.blocks = [(block, block.key, schedule.update_mask(block.key)) for block in blocks]
         self.nothing_to_store = _nothing_to_store([mask for _, _, mask in self.blocks])
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def check_class(self) -> None:
+        """Raises RuntimeError if the layer's class computes something else by now than what was split into blocks."""
+        if not self.adapter.fits(self.owner):
+            raise RuntimeError(
+                f"layer {self.name_in_model!r} got another forward through its class ({type(self.owner).__name__}) "
+                f"after the cache was applied; apply the cache again, or undo that"
+            )
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         trajectory, step = self.trajectory, self.trajectory.step
         if step is None or (self.nothing_to_store[step] and trajectory.observer is None):
             # Its own forward, whose fused kernels may round differently from its parts.
             return self.original(*args, **kwargs)
+        trajectory.enter(self.name_in_model, step)
         x, *args = args or (kwargs.pop(self.input_name),)  # type: ignore[assignment]
         for block, key, updates in self.blocks:
             if updates[step]:

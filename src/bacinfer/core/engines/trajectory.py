@@ -31,6 +31,7 @@ class Trajectory:
         self.residuals: dict[str, Tensor] = {}
         self.observer: ResidualObserver | None = None
         self._calls: int | None = None  # model calls of this trajectory; None: no trajectory runs
+        self._entered: dict[str, int] = {}  # layer to the step at which it ran last
         self._inputs: object = None
         self._thread: int | None = None
         self._exclusive = False  # all steps run at once, in buffers of their own
@@ -55,6 +56,7 @@ class Trajectory:
         """No trajectory runs; frees the residuals."""
         self.step = self._calls = self._inputs = self._thread = None
         self.residuals.clear()
+        self._entered.clear()
 
     @contextmanager
     def model_call(self, inputs: object) -> Iterator[None]:
@@ -78,6 +80,19 @@ class Trajectory:
             raise
         self._calls += 1
         self.step = None
+
+    def enter(self, layer: str, step: int) -> None:
+        """`layer` stores or reuses residuals at `step`.
+
+        Raises:
+            RuntimeError: if it did at this step before: one stored residual cannot serve two places.
+        """
+        if self._entered.get(layer) == step:
+            raise RuntimeError(
+                f"layer {layer!r} ran twice in denoising step {step}: the model has it in two places, and one stored "
+                f"residual cannot serve both; give each place a layer of its own (copy.deepcopy), or remove the cache"
+            )
+        self._entered[layer] = step
 
     @property
     def is_running(self) -> bool:

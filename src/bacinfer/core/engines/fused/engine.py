@@ -26,9 +26,10 @@ from bacinfer.core.engines.fused.denoiser import read_denoiser
 from bacinfer.core.engines.fused.native import NativeProgram
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError
 from bacinfer.core.engines.fused.program import Program
-from bacinfer.core.engines.fused.program_cache import ProgramCache, Runner, run
+from bacinfer.core.engines.fused.program_cache import ProgramCache, Runner, not_known, run
+from bacinfer.core.engines.fused.recognition import unknown_function
 from bacinfer.core.engines.fused.sampler import read_sampler
-from bacinfer.core.engines.patching import Patch
+from bacinfer.core.patching import Patch
 from bacinfer.core.schedule import CacheSchedule
 
 logger = logging.getLogger("bacinfer")
@@ -47,15 +48,19 @@ class FusedEngine(EagerEngine):
     """
 
     name: ClassVar[str] = "fused"
+    known_functions_only: ClassVar[bool] = False
 
     def __init__(self, policy: Any, blocks: Sequence[Block], schedule: CacheSchedule) -> None:
         super().__init__(policy, blocks, schedule)
-        self.programs = ProgramCache(blocks, schedule, self._make_runner)
+        self.programs = ProgramCache(blocks, schedule, self._make_runner, self.known_functions_only)
         self.obstacle: str | None = None  # why the last call ran in the eager engine
         try:
             _check_sampling(policy, schedule.num_inference_steps)
             read_denoiser(policy.model, blocks)
             self._check_device(policy.model.pos_emb.device)
+            unknown = unknown_function(policy)
+            if unknown is not None and self.known_functions_only:
+                raise not_known(unknown)
         except UnsupportedPolicyError as error:
             self._refuse(error, ValueError)
         else:
@@ -76,6 +81,9 @@ class FusedEngine(EagerEngine):
     @property
     def status(self) -> EngineStatus:
         return EngineStatus(self.name, "", self.programs.buffer_bytes, self.programs.constant_bytes)
+
+    def refresh(self) -> None:
+        self.programs.forget()
 
     def sample(self, patch: _Sampling, call: SamplingCall) -> Tensor:
         """`conditional_sample` as a program, or eagerly if there can be none and the engine allows it."""
@@ -121,9 +129,13 @@ class CudaGraphEngine(FusedEngine):
 
 
 class AutoEngine(FusedEngine):
-    """The fastest engine that can run the policy where it is: a CUDA graph, a program, or the eager engine."""
+    """The fastest engine that can run the policy where it is: a CUDA graph, a program, or the eager engine.
+
+    A program only where every function that it replaces is one that programs were written for.
+    """
 
     name: ClassVar[str] = "auto"
+    known_functions_only: ClassVar[bool] = True
 
     @staticmethod
     def _make_runner(program: Program) -> Runner:
@@ -152,7 +164,7 @@ class _Sampling(Patch):
         super().__init__(policy, "conditional_sample")
         self.engine = engine
 
-    def __call__(
+    def run(
         self,
         condition_data: Tensor,
         condition_mask: Tensor,

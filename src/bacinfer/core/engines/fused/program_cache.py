@@ -16,13 +16,15 @@ from bacinfer.core.blocks import Block
 from bacinfer.core.engines.base import UnsupportedPolicyError
 from bacinfer.core.engines.fused.buffers import SamplingCall
 from bacinfer.core.engines.fused.denoiser import read_denoiser
+from bacinfer.core.engines.fused.policy_watch import PolicyWatch
 from bacinfer.core.engines.fused.program import Constants, Program
+from bacinfer.core.engines.fused.recognition import unknown_function
 from bacinfer.core.engines.fused.sampler import read_sampler
-from bacinfer.core.engines.fused.weights import WeightWatch
 from bacinfer.core.schedule import CacheSchedule
 
 MAX_PROGRAMS = 4
 NUM_PROBE_STEPS = 2
+_FAR = 10.0  # beyond what normalised observations are; a comparison needs finite numbers
 
 
 class Runner(Protocol):
@@ -37,21 +39,33 @@ class Runner(Protocol):
 
 
 class ProgramCache:
-    """The programs of one cached policy. Copies of it are empty."""
+    """The programs of one cached policy. Copies of it are empty.
+
+    Args:
+        blocks: The policy's residual blocks.
+        schedule: What the programs execute.
+        make_runner: How they run.
+        known_functions_only: Whether a policy is refused whose functions are not those that programs were written for;
+            otherwise its programs are compared with it over whole trajectories.
+    """
 
     def __init__(
-        self, blocks: Sequence[Block], schedule: CacheSchedule, make_runner: Callable[[Program], Runner]
+        self,
+        blocks: Sequence[Block],
+        schedule: CacheSchedule,
+        make_runner: Callable[[Program], Runner],
+        known_functions_only: bool,
     ) -> None:
         self.blocks = blocks
         self.schedule = schedule
         self.make_runner = make_runner
-        self._scheduler: Any = None  # class and configuration that the programs are for
-        self._weights: WeightWatch | None = None  # likewise
+        self.known_functions_only = known_functions_only
+        self._watch: PolicyWatch | None = None  # of the policy that the programs are for
         self._constants: dict[torch.dtype, Constants] = {}
         self._runners: OrderedDict[Any, Runner | str] = OrderedDict()  # or why there is none
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(vars(ProgramCache(self.blocks, self.schedule, self.make_runner)))
+        return dict(vars(ProgramCache(self.blocks, self.schedule, self.make_runner, self.known_functions_only)))
 
     @property
     def buffer_bytes(self) -> int:
@@ -60,8 +74,9 @@ class ProgramCache:
 
     @property
     def constant_bytes(self) -> int:
-        """Memory of packed weights, and of what depends on the timesteps alone."""
-        return sum(constants.num_bytes for constants in self._constants.values())
+        """Memory of weights, packed and as they are watched, and of what depends on the timesteps alone."""
+        watched = 0 if self._watch is None else self._watch.num_bytes
+        return watched + sum(constants.num_bytes for constants in self._constants.values())
 
     def runner(self, policy: Any, plain: Callable[[SamplingCall], Tensor], call: SamplingCall) -> Runner:
         """The program for a call: compiled if there is none for its shapes and the policy as it is now.
@@ -94,20 +109,29 @@ class ProgramCache:
             raise UnsupportedPolicyError(found)
         return found
 
+    def forget(self) -> None:
+        """The next call compiles anew."""
+        self._watch = None
+        self._constants.clear()
+        self._runners.clear()
+
     def _forget_if_changed(self, policy: Any) -> None:
-        scheduler = (type(policy.noise_scheduler), dict(policy.noise_scheduler.config))
-        if self._weights is None or scheduler != self._scheduler or not self._weights.unchanged(policy.model):
-            self._scheduler, self._weights = scheduler, WeightWatch(policy.model)
-            self._constants.clear()
-            self._runners.clear()
+        if self._watch is None or not self._watch.unchanged(policy):
+            self.forget()
+            self._watch = PolicyWatch(policy)
 
     def _compile(
         self, policy: Any, plain: Callable[[SamplingCall], Tensor], call: SamplingCall, dtype: torch.dtype
     ) -> Runner:
         if call.given.dtype != policy.model.pos_emb.dtype or call.given.device != policy.model.pos_emb.device:
             raise UnsupportedPolicyError(f"its trajectory is {call.given.dtype} on {call.given.device}, its model not")
+        unknown = unknown_function(policy)
+        if unknown is not None and self.known_functions_only:
+            raise not_known(unknown)
+        if unknown is not None or dtype not in self._constants:
+            K = policy.num_inference_steps
+            self._compare_with(policy, plain, call, dtype, min(K, NUM_PROBE_STEPS) if unknown is None else K)
         if dtype not in self._constants:
-            self._compare_with(policy, plain, call, dtype)
             self._constants[dtype] = self._prepare(policy, self.schedule, dtype)
         return self._runner_of(self._constants[dtype], call)
 
@@ -122,21 +146,30 @@ class ProgramCache:
             return Constants(denoiser, schedule, sampler, dtype)
 
     def _compare_with(
-        self, policy: Any, plain: Callable[[SamplingCall], Tensor], call: SamplingCall, dtype: torch.dtype
+        self,
+        policy: Any,
+        plain: Callable[[SamplingCall], Tensor],
+        call: SamplingCall,
+        dtype: torch.dtype,
+        num_steps: int,
     ) -> None:
         """Raises UnsupportedPolicyError unless a program without caching makes of `call` what the policy makes of it.
 
-        Structure alone does not tell what a forward or a sampling loop computes; a few denoising steps do.
+        Args:
+            num_steps: Denoising steps: a few show that the program was made rightly of functions that are known; of
+                others the whole trajectory is compared.
         """
-        K = policy.num_inference_steps
-        steps = min(K, NUM_PROBE_STEPS)
-        everything = CacheSchedule.every_step([block.key for block in self.blocks], steps)
+        everything = CacheSchedule.every_step([block.key for block in self.blocks], num_steps)
+        condition = None if call.condition is None else call.condition.nan_to_num().clamp(-_FAR, _FAR)
         generator = torch.Generator(call.given.device)
-        call = replace(call, generator=generator.manual_seed(0))
+        call = replace(call, condition=condition, generator=generator.manual_seed(0))
+        K = policy.num_inference_steps
         try:
-            policy.num_inference_steps = steps
+            policy.num_inference_steps = num_steps
             # where weights are halves, the layers around them take single precision only under autocast
-            with torch.autocast(call.given.device.type, dtype) if dtype.itemsize == 2 else nullcontext():
+            autocast = torch.autocast(call.given.device.type, dtype) if dtype.itemsize == 2 else nullcontext()
+            # a loop that is not known might draw from the global generator
+            with autocast, torch.random.fork_rng(_cuda_devices(call.given.device)):
                 expected = plain(call)
         finally:
             policy.num_inference_steps = K
@@ -146,9 +179,21 @@ class ProgramCache:
         bound = torch.finfo(dtype).eps ** 0.5 * max(1.0, expected.abs().max().item())
         if not difference <= bound:
             raise UnsupportedPolicyError(
-                f"its sampling computes something else than the program made of it: after {steps} steps they differ "
-                f"by {difference:.2g}, where {bound:.2g} was expected at most"
+                f"its sampling computes something else than the program made of it: after {num_steps} steps they "
+                f"differ by {difference:.2g}, where {bound:.2g} was expected at most"
             )
+
+
+def not_known(function: str) -> UnsupportedPolicyError:
+    """Why no program is made of a policy of which only some functions are known."""
+    return UnsupportedPolicyError(
+        f"{function} is not a function that programs were written for (engine='fused' compares a whole trajectory and "
+        f"runs it all the same)"
+    )
+
+
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
 
 
 def run(runner: Runner, call: SamplingCall) -> Tensor:
