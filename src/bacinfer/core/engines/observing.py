@@ -10,6 +10,7 @@ from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines.base import CACHE_ATTRIBUTE
 from bacinfer.core.engines.eager import EagerEngine
 from bacinfer.core.engines.trajectory import ResidualObserver
+from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.schedule import CacheSchedule
 
 
@@ -26,7 +27,8 @@ def observe_residuals(policy: Any, on_residual: ResidualObserver) -> Iterator[No
     Raises:
         RuntimeError: if the policy is observed already, or its cache runs in an engine that hides residuals.
     """
-    applied = vars(policy).get(CACHE_ATTRIBUTE)
+    handle = PolicyHandle.of(policy)
+    applied = vars(handle.owner).get(CACHE_ATTRIBUTE)
     engine = applied.engine if applied is not None else _plain_engine(policy)
     if not isinstance(engine, EagerEngine):
         raise RuntimeError(f"residuals can be observed in the engine 'eager', the policy runs in {engine.name!r}")
@@ -44,6 +46,7 @@ def observe_residuals(policy: Any, on_residual: ResidualObserver) -> Iterator[No
 
 
 def _plain_engine(policy: Any) -> EagerEngine:
-    blocks = find_blocks(policy.model)
-    schedule = CacheSchedule.every_step([block.key for block in blocks], policy.num_inference_steps)
+    handle = PolicyHandle.of(policy)
+    blocks = find_blocks(handle.model)
+    schedule = CacheSchedule.every_step([block.key for block in blocks], handle.num_inference_steps)
     return EagerEngine(policy, blocks, schedule)
