@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from bacinfer.core.blocks import Block, find_blocks, num_weights
-from bacinfer.core.engines import ENGINES, LOSSLESS_ENGINES, Engine
+from bacinfer.core.engines import AUTO, ENGINES, LOSSLESS_ENGINES, Engine, choose_engine
 from bacinfer.core.engines.base import CACHE_ATTRIBUTE
 from bacinfer.core.optimal_steps import read_optimal_schedule
 from bacinfer.core.schedule import CacheSchedule
@@ -57,7 +57,7 @@ class FastDiffusionPolicy:
         schedule: CacheSchedule | None = None,
         edit_steps: Sequence[int] | None = None,
         refresh_last_step: bool = True,
-        engine: str = "auto",
+        engine: str = AUTO,
     ) -> Any:
         """Makes `policy` compute each residual block at its update steps only, in place; returns `policy`.
 
@@ -89,7 +89,7 @@ class FastDiffusionPolicy:
         """
         _check_policy(policy)
         if engine not in ENGINES:
-            raise ValueError(f"unknown engine {engine!r}; there are {sorted(ENGINES)}")
+            raise ValueError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
         mode = _resolve_mode(cache_mode, optimal_steps_dir, schedule, edit_steps)
         if mode == "original" and engine not in LOSSLESS_ENGINES:
             return FastDiffusionPolicy.remove_cache(policy)
@@ -107,7 +107,7 @@ class FastDiffusionPolicy:
                 schedule = read_optimal_schedule(blocks, K, optimal_steps_dir or "", num_caches, metric, num_bu_blocks)
                 schedule = schedule.with_last_step() if refresh_last_step else schedule
         messages = _check_fit(schedule, keys, K)
-        applied = _AppliedCache(mode, schedule, blocks, ENGINES[engine](policy, blocks, schedule), messages)
+        applied = _AppliedCache(mode, schedule, blocks, choose_engine(engine, policy, blocks, schedule), messages)
         _replace_cache(policy, applied)
         for message in messages:
             warnings.warn(message, stacklevel=2)

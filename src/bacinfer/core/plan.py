@@ -50,7 +50,7 @@ class Fingerprint:
 
 
 def _scheduler_settings(policy: Any) -> dict[str, Any]:
-    scheduler = getattr(policy, "noise_scheduler", None)
+    scheduler: Any = getattr(policy, "noise_scheduler", None)
     if not hasattr(scheduler, "config"):
         return {}
     settings = {name: value for name, value in dict(scheduler.config).items() if not name.startswith("_")}

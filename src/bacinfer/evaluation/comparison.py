@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.core.engines import AutoEngine
+from bacinfer.core.engines import AUTO
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.core.summary import CacheSummary
 from bacinfer.evaluation.action_error import normalised_actions, rms_difference
@@ -91,7 +91,7 @@ def evaluate(
     method: Method = PLAIN,
     schedule: CacheSchedule | None = None,
     *,
-    engine: str = AutoEngine.name,
+    engine: str = AUTO,
     latency_calls: int = 20,
     noise_seed: int = 0,
     n_envs: int | None = None,

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from bacinfer.analysis.collect_activations import file_digest
 from bacinfer.assets import RunAssets, write_json
 from bacinfer.command_options import check_device
-from bacinfer.core.engines import AutoEngine
+from bacinfer.core.engines import AUTO
 from bacinfer.evaluation.action_error import normalised_actions, rms_difference
 from bacinfer.evaluation.comparison import calibration_observations, evaluate
 from bacinfer.evaluation.methods import PLAIN, Method
@@ -68,7 +68,7 @@ class Experiment:
     n_envs: int | None = None
     latency_calls: int = DEFAULT_LATENCY_CALLS
     device: str = "cpu"
-    engine: str = AutoEngine.name
+    engine: str = AUTO
     assets_dir: str | None = None
     optimal_steps_dir: str | None = None
     training_seed: int | None = None

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from bacinfer import CacheSchedule, FastDiffusionPolicy
 from bacinfer.core.blocks import find_blocks
-from bacinfer.core.engines.fused import engine as engine_module
+from bacinfer.core.engines.fused import runners
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError
+from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.observing import observe_residuals
 from core.fused.fused_helpers import act, act_with, apply_cache, make_policy, make_scheduler, remove_cache
 from tiny_policies import VARIANTS, K, observations
@@ -37,7 +38,7 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable(program: Any) -> Any:
         raise NativeUnavailableError("there is no compiler in this test")
 
-    monkeypatch.setattr(engine_module, "NativeProgram", unavailable)
+    monkeypatch.setattr(runners, "NativeProgram", unavailable)
 
 
 def block_keys(policy: Any) -> list[str]:
@@ -412,14 +413,14 @@ def test_one_policy_in_two_threads_is_refused(monkeypatch: pytest.MonkeyPatch) -
         except RuntimeError as error:
             errors.append(str(error))
 
-    def load(self: Any, call: Any, original: Any = engine_module.Program.load) -> None:
+    def load(self: Any, call: Any, original: Any = Program.load) -> None:
         original(self, call)
         if threading.current_thread() is threading.main_thread():
             thread = threading.Thread(target=intrude)
             thread.start()
             thread.join()
 
-    monkeypatch.setattr(engine_module.Program, "load", load)
+    monkeypatch.setattr(Program, "load", load)
     assert torch.equal(act(policy), expected)
     assert len(errors) == 1
     assert "copy.deepcopy(policy)" in errors[0]
@@ -433,7 +434,7 @@ def test_an_exception_leaves_a_usable_policy(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine_module.Program, "load", fail)
+        patched.setattr(Program, "load", fail)
         with pytest.raises(KeyboardInterrupt):
             act(policy)
     assert torch.equal(act(policy), expected)

@@ -28,6 +28,7 @@ class EagerEngine:
 
     def __init__(self, policy: Any, blocks: Sequence[Block], schedule: CacheSchedule) -> None:
         self.policy = policy
+        self.reason = ""  # why this engine, where that was for the library to decide
         self.handle = PolicyHandle.of(policy)
         self.trajectory = Trajectory(schedule.num_inference_steps)
         layers = [list(group) for _, group in groupby(blocks, key=lambda block: block.layer_name)]
@@ -42,7 +43,7 @@ class EagerEngine:
 
     @property
     def status(self) -> EngineStatus:
-        return EngineStatus(self.name)
+        return EngineStatus(self.name, self.reason)
 
     def attach(self) -> None:
         for patch in self.patches:
