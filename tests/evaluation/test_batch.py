@@ -163,13 +163,14 @@ def test_threshold_mode(evaluation: FakeEvaluation) -> None:
         ("--ph_only", ["can_ph"]),
         ("--mh_only", ["lift_mh"]),
         ("--lowdim_only", ["block_pushing", "kitchen"]),
+        ("--arm_only", ["pick_place"]),
         ("--bp_only", ["block_pushing"]),
         ("--kitchen_only", ["kitchen"]),
         ("--task=kitchen,can_ph", ["kitchen", "can_ph"]),
     ],
 )
 def test_choosing_tasks(evaluation: FakeEvaluation, flag: str, tasks: list[str]) -> None:
-    for task in ("can_ph", "lift_mh", "block_pushing", "kitchen"):
+    for task in ("can_ph", "lift_mh", "block_pushing", "kitchen", "pick_place"):
         add_checkpoint(task, 0, "latest.ckpt")
     assert run(flag, "--seeds=0", "--checkpoint_type=avg") == 0
     assert list(dict.fromkeys(Path(asked.checkpoint).parts[1] for asked in evaluation.runs)) == tasks
@@ -276,6 +277,8 @@ def test_default_output_directory_names_the_cache(evaluation: FakeEvaluation) ->
         (["--device=warp:9"], "warp:9"),
         (["--n_test=0"], "--n_test 0"),
         (["--steps=0"], "--steps 0"),
+        (["--cache_mode=threshold", "--num_bu_blocks=5"], "num_bu_blocks=5 has no effect with cache_mode='threshold'"),
+        (["--cache_mode=threshold", "--metric=l1"], "metric=l1 has no effect with cache_mode='threshold'"),
     ],
 )
 def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

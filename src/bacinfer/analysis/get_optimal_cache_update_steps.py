@@ -31,7 +31,7 @@ from bacinfer.analysis.collect_activations import (
 from bacinfer.analysis.optimal_cache_scheduler import check_budgets, optimal_update_steps
 from bacinfer.analysis.plots import plot_schedules, plot_similarities
 from bacinfer.analysis.similarity_metrics import find_metric
-from bacinfer.command_options import add_policy_arguments, integers, load_policy_and_config, run_command
+from bacinfer.command_options import add_policy_arguments, integers, load_policy_and_config, path_argument, run_command
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.tasks import Task, make_task
 
@@ -212,7 +212,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_policy_arguments(parser)
     parser.add_argument(
-        "-o", "--output_dir", required=True, type=Path, metavar="OUT", help="the task's assets, e.g. assets/pusht"
+        "-o",
+        "--output_dir",
+        required=True,
+        type=path_argument,
+        metavar="OUT",
+        help="the task's assets, e.g. assets/pusht",
     )
     parser.add_argument(
         "--num_caches",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from bacinfer import assets
 from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.similarity_metrics import METRICS, Array, find_metric
-from bacinfer.command_options import add_debug_argument, integers, run_command
+from bacinfer.command_options import add_debug_argument, integers, path_argument, run_command
 
 UpdateSteps = tuple[int, ...]
 
@@ -116,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--similarity_matrices_dir",
         required=True,
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="directory with similarity_matrices.npz, such as assets/TASK/original",
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bacinfer import assets
 from bacinfer.analysis.recorded import block_key, contents
-from bacinfer.command_options import add_debug_argument, run_command
+from bacinfer.command_options import add_debug_argument, path_argument, run_command
 from bacinfer.core.bubbling import bubbling_union, split_block_key
 from bacinfer.core.optimal_steps import stored_selection
 from bacinfer.core.schedule import CacheSchedule
@@ -111,13 +111,17 @@ def build_parser() -> argparse.ArgumentParser:
         choices=REPORTS,
         help="steps: each block's update steps, as found and as run; counts: how many, for each kind of block",
     )
-    parser.add_argument("--task", required=True, metavar="TASK", help="name of the task's folder in ASSETS")
+    parser.add_argument(
+        "--task", required=True, type=path_argument, metavar="TASK", help="name of the task's folder in ASSETS"
+    )
     parser.add_argument("--num_caches", required=True, type=int, metavar="M", help="update steps of each block")
     parser.add_argument("--metric", default="cosine", help="similarity of the schedule (default: cosine)")
     parser.add_argument(
         "--num_bu_blocks", type=int, default=0, metavar="N", help="blocks that bubbling union extends (default: 0)"
     )
-    parser.add_argument("--assets_dir", type=Path, default=Path("assets"), metavar="ASSETS", help="default: assets")
+    parser.add_argument(
+        "--assets_dir", type=path_argument, default=Path("assets"), metavar="ASSETS", help="default: assets"
+    )
     add_debug_argument(parser)
     return parser
 

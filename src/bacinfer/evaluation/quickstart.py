@@ -14,7 +14,7 @@ from pathlib import Path
 from bacinfer.analysis.collect_activations import DEFAULT_DEMO, DEFAULT_SEED, file_digest
 from bacinfer.analysis.get_optimal_cache_update_steps import DEFAULT_BUDGETS, Sampling, analyse_policy
 from bacinfer.assets import RunAssets, write_text
-from bacinfer.command_options import add_policy_arguments, load_policy_and_config, run_command
+from bacinfer.command_options import add_policy_arguments, load_policy_and_config, path_argument, run_command
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.evaluation.experiment import Experiment, run_all
 from bacinfer.evaluation.methods import parse_methods
@@ -39,7 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     checkpoint = next(action for action in parser._actions if action.dest == "checkpoint")
     checkpoint.required, checkpoint.default = False, SHIPPED_CHECKPOINT
     parser.add_argument(
-        "-o", "--output_dir", type=Path, default=Path("outputs/quickstart"), metavar="OUT", help="default: %(default)s"
+        "-o",
+        "--output_dir",
+        type=path_argument,
+        default=Path("outputs/quickstart"),
+        metavar="OUT",
+        help="default: %(default)s",
     )
     parser.add_argument(
         "--episodes", type=int, default=16, metavar="N", help="episodes of each policy (default: %(default)s)"

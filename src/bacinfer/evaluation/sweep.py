@@ -18,6 +18,7 @@ import torch
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from bacinfer.command_options import check_path
 from bacinfer.evaluation.experiment import Experiment, run
 from bacinfer.evaluation.methods import Method, parse_method
 from bacinfer.evaluation.results_table import ResultsTable
@@ -77,7 +78,7 @@ def job(cfg: DictConfig) -> float | None:
     """One evaluation; its score is what a sweeper may optimise."""
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    return run(experiment(cfg), cfg.results_dir, force=cfg.force).score
+    return run(experiment(cfg), check_path(cfg.results_dir), force=cfg.force).score
 
 
 def main(argv: Sequence[str] | None = None) -> int:

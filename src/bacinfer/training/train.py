@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from bacinfer.command_options import add_debug_argument, check_device, run_command
+from bacinfer.command_options import add_debug_argument, check_device, path_argument, run_command
 from bacinfer.policies import Checkpoint, read_checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import acting_weights, create_policy
 from bacinfer.policies.reference import LinearNormalizer
@@ -356,13 +356,18 @@ def build_parser(config: str) -> argparse.ArgumentParser:
         description="Train a low-dimensional transformer diffusion policy on demonstrations. Running the same command "
         "again continues an interrupted run.",
     )
-    parser.add_argument("-o", "--output_dir", required=True, type=Path, help="folder of the run: checkpoints, log")
-    parser.add_argument("--data", type=Path, help=_DATA_HELP[config])
     parser.add_argument(
-        "--init_from", type=Path, metavar="FILE", help="start from the weights of a .ckpt or .safetensors file"
+        "-o", "--output_dir", required=True, type=path_argument, help="folder of the run: checkpoints, log"
+    )
+    parser.add_argument("--data", type=path_argument, help=_DATA_HELP[config])
+    parser.add_argument(
+        "--init_from", type=path_argument, metavar="FILE", help="start from the weights of a .ckpt or .safetensors file"
     )
     parser.add_argument(
-        "--export", type=Path, metavar="CKPT", help="do not train; write the run's weights to this small checkpoint"
+        "--export",
+        type=path_argument,
+        metavar="CKPT",
+        help="do not train; write the run's weights to this small checkpoint",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument(
