@@ -1,6 +1,6 @@
 # Sourced by the other scripts: goes to the project's root and sets $PYTHON.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."  # (an exported CDPATH would lead to another "shell/..")
 
 VENV="${BACINFER_VENV:-.venv}"
 if [ -x "$VENV/bin/python" ]; then PYTHON="$VENV/bin/python"; else PYTHON=python3; fi

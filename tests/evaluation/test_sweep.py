@@ -91,6 +91,11 @@ def test_which_checkpoint(workspace: Path) -> None:
     assert stand_ins[0].key == stand_ins[1].key
 
 
+def test_a_results_directory_that_cannot_be_recorded() -> None:
+    with pytest.raises(ValueError, match="no line break"):
+        sweep.job.__wrapped__(config(results_dir="two\nlines"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
