@@ -93,7 +93,7 @@ def test_which_checkpoint(workspace: Path) -> None:
 
 def test_a_results_directory_that_cannot_be_recorded() -> None:
     with pytest.raises(ValueError, match="no line break"):
-        sweep.job.__wrapped__(config(results_dir="two\nlines"))
+        sweep.job.__wrapped__(config(checkpoint_type="avg", results_dir="two\nlines"))
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,9 @@ def test_a_results_directory_that_cannot_be_recorded() -> None:
         ({"checkpoint_type": "best"}, "expected one of max, avg"),
         ({"method": "taylor"}, "no such method"),
         ({"n_test": 0}, "--n_test 0"),
+        ({"method": "ddim:4", "num_caches": 10}, "num_caches=10 has no effect with method=ddim:4"),
+        ({"method": "ddim:4", "num_bu_blocks": 0, "metric": "l1"}, "num_bu_blocks=0, metric=l1 has no effect"),
+        ({"checkpoint": "a.ckpt", "seed": 0}, "seed=0, checkpoint_type=avg has no effect with checkpoint=a.ckpt"),
     ],
 )
 def test_mistakes(changes: dict[str, object], message: str) -> None:
