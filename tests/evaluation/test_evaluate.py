@@ -81,6 +81,7 @@ def test_files_of_an_evaluation(
     assert "plain" in printed
     assert "block-wise ACS 3" in printed
     assert "score difference, paired over 2 seeds" in printed
+    assert "where all pairs are equal, what so many leave open: the rule of three" in printed
     assert sorted(row.method for row in ResultsTable(output_dir).rows()) == ["blockwise:3", "plain"]
 
 
