@@ -75,7 +75,7 @@ def estimate_score(scores: Sequence[float]) -> Estimate:
 
 
 def estimate_paired_difference(before: Sequence[float], after: Sequence[float]) -> Estimate:
-    """The mean of ``after − before``, scores in 0..1, value by value: what a pair (the same seed) has in common drops out.
+    """The mean of ``after − before``, scores in 0..1, pair by pair: what both of a pair (one seed) share drops out.
 
     If all pairs are equal, the interval is not [0, 0] but what n of them leave open, ±3/n; see `estimate_mean`.
 
