@@ -321,5 +321,25 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2) + "\n")
 
 
+def read_json(path: str | Path) -> Any:
+    """What `write_json` wrote, or another JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON; names the file and the line.
+    """
+    return parse_json(Path(path).read_bytes(), Path(path))
+
+
+def parse_json(text: bytes, path: Path, line: int = 1) -> Any:
+    """The JSON in `text`, which stands in a file from a line on; raises ValueError that names both."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {line + error.lineno - 1}: this is no JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}, line {line}: this is no JSON ({error})") from error
+
+
 def _describe(data: Any) -> str:
     return f"{type(data).__name__} {str(data)[:80]!r}"
