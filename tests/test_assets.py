@@ -148,6 +148,19 @@ def test_missing_activations(tmp_path: Path) -> None:
         assets.read_activations(tmp_path / "activations.npz")
 
 
+def test_json_names_its_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    assets.write_json(path, {"a": [1, None]})
+    assert assets.read_json(path) == {"a": [1, None]}
+    path.write_text('{\n "a": 1,\n}')
+    with pytest.raises(ValueError, match=rf"{path}, line [23]: this is no JSON"):
+        assets.read_json(path)
+    for content in (b"", b"\xff", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path}, line 1: this is no JSON"):
+            assets.read_json(path)
+
+
 # -- writes ----------------------------------------------------------------------------------------------------------
 
 

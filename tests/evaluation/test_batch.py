@@ -235,6 +235,24 @@ def test_failures_do_not_stop_the_others(evaluation: FakeEvaluation, capsys: pyt
     ]
 
 
+@pytest.mark.parametrize("content", ["{", "{}", '{"test/mean_score": null}', None])
+def test_damaged_results_do_not_stop_the_others(
+    evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    for seed in (0, 1):
+        add_checkpoint("can_ph", seed, "latest.ckpt")
+    argv = ("--seeds=0,1", "--checkpoint_type=avg")
+    assert run(*argv) == 0
+    path = Path("out/runs") / evaluation.runs[0].key / "fast_eval_log.json"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    assert run(*argv) == 1
+    assert f"seed 0 avg failed: the results in {path.parent} are not whole" in capsys.readouterr().err
+    assert [row[3] for row in rows()[1:]] == ["1"]
+
+
 def test_tasks_without_a_checkpoint(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
     add_checkpoint("can_ph", 0, "latest.ckpt")
     argv = ("--seeds=0", "--checkpoint_type=avg")

@@ -317,6 +317,24 @@ def test_a_directory_that_is_something_else(
     assert len(read_dataset(root)) == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{\n "settings": {},\n "batches": [', "collection.json, line 3: this is no JSON"),
+        ("[]", "is no record of a collection"),
+        ('{"settings": {}}', "is no record of a collection"),
+        ('{"settings": {}, "batches": [[{"seed": 1000}]]}', "is no record of a collection"),
+        ('{"settings": [], "batches": []}', "is no record of a collection"),
+    ],
+)
+def test_a_foreign_record(root: Path, content: str, message: str) -> None:
+    root.mkdir()
+    (root / "collection.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Collection(root, {})
+    assert (root / "collection.json").read_text() == content
+
+
 def test_data_of_other_settings(
     arguments: list[str], root: Path, steps_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

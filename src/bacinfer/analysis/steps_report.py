@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -88,8 +87,11 @@ def _forward_order(module: str) -> list[tuple[int, str]]:
 
 def _num_inference_steps(steps_file: Path) -> int:
     description = steps_file.with_suffix(".json")
-    recorded = json.loads(description.read_text()) if description.is_file() else {}
-    return int(recorded.get("num_inference_steps", BACINFER_NUM_STEPS))
+    recorded = assets.read_json(description) if description.is_file() else {}
+    number = recorded.get("num_inference_steps", BACINFER_NUM_STEPS) if isinstance(recorded, dict) else None
+    if not isinstance(number, int):
+        raise ValueError(f"{description}: expected the description of a schedule, found {recorded!r:.80}")
+    return number
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from bacinfer.assets import atomic_write, write_text
+from bacinfer.assets import atomic_write, read_json, write_text
 from bacinfer.command_options import (
     DEFAULT_BU_BLOCKS,
     OPTIMAL_DEFAULTS,
@@ -257,9 +256,12 @@ def _run_job(job: Job, directory: Path, results_dir: Path, args: argparse.Namesp
     if found.row is None:
         return Outcome(job, found.status, detail=found.detail)
     run_dir = results_dir / found.row.directory
-    copy_results(run_dir, directory)
-    log = json.loads((run_dir / LOG_FILE).read_text())
-    scores = {job.task.row_name(metric): float(log[f"test/{metric}"]) for metric in job.task.metrics}
+    try:
+        log = read_json(run_dir / LOG_FILE)
+        scores = {job.task.row_name(metric): float(log[f"test/{metric}"]) for metric in job.task.metrics}
+        copy_results(run_dir, directory)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Outcome(job, "failed", detail=f"the results in {run_dir} are not whole: {error!r}")
     return Outcome(job, found.status, found.row, scores)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bacinfer.analysis.collect_activations import file_digest
-from bacinfer.assets import write_json
+from bacinfer.assets import read_json, write_json
 from bacinfer.command_options import (
     add_cache_arguments,
     add_policy_arguments,
@@ -115,16 +114,24 @@ class Collection:
         self._settings = dict(settings)
         self.batches: list[list[dict[str, Any]]] = []
         if self._path.is_file():
-            record = json.loads(self._path.read_text())
-            differing = [name for name in settings if record["settings"].get(name) != settings[name]]
+            recorded, self.batches = self._read()
+            differing = [name for name in settings if recorded.get(name) != settings[name]]
             if differing:
-                found = ", ".join(
-                    f"{name} {record['settings'].get(name)} instead of {settings[name]}" for name in differing
-                )
+                found = ", ".join(f"{name} {recorded.get(name)} instead of {settings[name]}" for name in differing)
                 raise ValueError(f"{directory} holds data collected with {found}: give another --output_dir")
-            self.batches = record["batches"]
         elif directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
             raise ValueError(f"{directory} is not empty, and not a data set of this command: give another --output_dir")
+
+    def _read(self) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+        """The settings and the batches on disk."""
+        record = read_json(self._path)
+        try:
+            settings, batches = record["settings"], record["batches"]
+            if isinstance(settings, dict) and all({"seed", "kept"} <= episode.keys() for b in batches for episode in b):
+                return settings, batches
+        except (AttributeError, KeyError, TypeError):
+            pass
+        raise ValueError(f"{self._path} is no record of a collection: give another --output_dir")
 
     @property
     def episodes(self) -> list[dict[str, Any]]:
