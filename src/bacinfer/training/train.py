@@ -70,7 +70,8 @@ class Trainer:
     """A training run: what is trained, how far it is, and the folder that it writes to.
 
     ``{output_dir}/checkpoints/latest.ckpt`` holds everything that a run needs to go on, random state included:
-    an interrupted and resumed run takes the same steps as an uninterrupted one on the same machine.
+    an interrupted and resumed run takes the same steps as an uninterrupted one on the same machine, and its log has the
+    same entries, but for their samples per second.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * cfg.training.num_epochs
         self.global_step = 0
         self._order: torch.Tensor | None = None  # of the windows, in this epoch
+        self._losses: list[torch.Tensor] = []  # of the steps since the last entry of the log
 
         latest = read_checkpoint(self.latest_path) if cfg.training.resume and self.latest_path.exists() else None
         torch.manual_seed(cfg.training.seed)
@@ -138,17 +140,17 @@ class Trainer:
             _matmul_precision("high" if training.precision == "tf32" else "highest"),
             tqdm(total=self.total_steps, initial=self.global_step, unit="step", mininterval=1) as bar,
         ):
-            losses: list[torch.Tensor] = []
-            started = time.perf_counter()
+            started, first_step = time.perf_counter(), self.global_step
             while self.global_step < self.total_steps and not interrupted():
-                losses.append(self.step())
+                self.step()
                 bar.update()
                 if self.global_step % training.log_every == 0:
-                    loss = torch.stack(losses).mean().item()
-                    seconds = time.perf_counter() - started
+                    loss = torch.stack(self._losses).mean().item()
+                    samples = (self.global_step - first_step) * self.batch_size
                     bar.set_postfix(loss=f"{loss:.4f}")
-                    self._add_to_log(train_loss=loss, samples_per_second=len(losses) * self.batch_size / seconds)
-                    losses, started = [], time.perf_counter()
+                    self._add_to_log(train_loss=loss, samples_per_second=samples / (time.perf_counter() - started))
+                    self._losses.clear()
+                    started, first_step = time.perf_counter(), self.global_step
                 if self.global_step % self.steps_per_epoch == 0:
                     self._end_epoch()
         self.save(self.latest_path)
@@ -164,7 +166,8 @@ class Trainer:
         self.lr_scheduler.step()
         self.ema.update(self.policy, self.global_step)
         self.global_step += 1
-        return loss.detach()
+        self._losses.append(loss.detach())
+        return self._losses[-1]
 
     def save(self, path: Path) -> None:
         """Write the run's state as a Diffusion Policy checkpoint."""
@@ -173,7 +176,12 @@ class Trainer:
             "ema_model": self.ema_policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        progress = {"global_step": self.global_step, "epoch": self.epoch, "rng_state": _rng_state(self.device)}
+        progress = {
+            "global_step": self.global_step,
+            "epoch": self.epoch,
+            "rng_state": _rng_state(self.device),
+            "unlogged_losses": [loss.item() for loss in self._losses],
+        }
         write_checkpoint(path, self.cfg, states, progress)
 
     def _resume(self, latest: Checkpoint) -> None:
@@ -182,6 +190,7 @@ class Trainer:
         self.optimizer.load_state_dict(latest.state_dicts["optimizer"])
         self.global_step = latest.progress("global_step")
         _set_rng_state(self.device, latest.progress("rng_state"))
+        self._losses = [torch.tensor(loss, device=self.device) for loss in latest.progress("unlogged_losses", [])]
 
     def _next_windows(self) -> torch.Tensor:
         # Shuffled anew each epoch, from the epoch's own seed: resuming within an epoch needs no more state.
