@@ -111,6 +111,8 @@ def test_matrices_are_never_silently_replaced(
         (["--metric", "mse"], "no similarity matrices of metric 'mse', only of ['cosine']"),
         ([], "--module_name is missing"),
         (["--module_name", "decoder"], "no module 'decoder'"),
+        (["--list_modules", "--module_name", MODULES[0]], "--list_modules only lists"),
+        (["--list_modules", "--num_caches", "5"], "--list_modules only lists"),
         (["--module_name", MODULES[0], "--num_caches", "9"], "integer in 1..8"),
     ],
 )

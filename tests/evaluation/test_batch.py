@@ -276,6 +276,7 @@ def test_shipped_checkpoint_stands_in(
     assert (asked.checkpoint, asked.training_seed) == ("assets/pusht/pusht.ckpt", None)
     assert Path("out/pusht/seed0_max/eval_results.json").is_file()
     assert "shipped assets/pusht/pusht.ckpt" in capsys.readouterr().out
+    assert rows()[1][2:5] == ["pusht", "", "shipped"]
 
     add_checkpoint("pusht", 1, "latest.ckpt")
     assert run("--seeds=1", "--task=pusht", "--checkpoint_type=avg") == 0

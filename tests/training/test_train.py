@@ -279,6 +279,24 @@ def test_rollouts_keep_the_best_checkpoints(
     }
 
 
+@pytest.mark.parametrize(("keep", "kept"), [(0, []), (1, ["epoch=0002-train_mean_score=0.500.ckpt"])])
+def test_how_many_of_the_best_are_kept(
+    keep: int, kept: list[str], demonstrations: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.25, 0.5])
+    rollout = SimpleNamespace(rollout=lambda *_: Rollout({"train/mean_score": next(scores)}, [], 0.0))
+    monkeypatch.setattr(train, "make_task", lambda cfg: rollout)
+    settings = ["training.rollout_every=1", f"training.keep_best={keep}", "training.num_epochs=2"]
+    trainer(demonstrations, tmp_path, *settings).run()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [*kept, "latest.ckpt"]
+
+
+@pytest.mark.parametrize("name", ["log_every", "checkpoint_every"])
+def test_an_interval_of_nothing(name: str, demonstrations: Demonstrations, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"training.{name}=0: expected at least 1"):
+        trainer(demonstrations, tmp_path, f"training.{name}=0")
+
+
 def test_bfloat16_stays_near_single_precision(demonstrations: Demonstrations, tmp_path: Path) -> None:
     losses = []
     for precision in train.PRECISIONS:

@@ -94,11 +94,14 @@ def collect_statistics(
         statistics, done = _resume(run.similarity_matrices, demos, metrics, sampling)
     missing = [demo_idx for demo_idx in demos if demo_idx not in done]
     for demo_idx in tqdm(missing, desc="recording the policy", unit="demo"):
+        before = statistics.num_observations
         for recording in recordings(policy, task, demo_idx, sampling.observations_per_demo, sampling.random_seed):
             if statistics.num_observations == 0:
                 source = recording_source(policy, sampling.checkpoint_sha256, demo_idx, sampling.random_seed)
                 write_recording(run, recording, source)
             statistics.add(recording.residuals, recording.block_keys)
+        if (found := statistics.num_observations - before) < sampling.observations_per_demo:
+            _say(f"the episode of demo {demo_idx} ended after {found} of {sampling.observations_per_demo} observations")
         done.append(demo_idx)
         statistics.write(run.similarity_matrices, {"demos": done, "sampling": asdict(sampling)})
     return statistics

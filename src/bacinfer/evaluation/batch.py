@@ -66,6 +66,13 @@ class Job:
     def name(self) -> str:
         return f"{self.method.label}: {self.task.name} seed {self.seed} {self.checkpoint_type}"
 
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Training seed and type of the checkpoint as result tables have them; a shipped one has no seed."""
+        if self.checkpoint is not None and self.training_seed is None:
+            return "", "shipped"
+        return str(self.seed), self.checkpoint_type
+
     def directory(self, output_dir: Path, *, several_methods: bool) -> Path:
         folder = output_dir / self.method.spec.replace(":", "_") if several_methods else output_dir
         return folder / self.task.name / f"seed{self.seed}_{self.checkpoint_type}"
@@ -276,7 +283,7 @@ def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
             job, row = outcome.job, outcome.row
             steps = row.num_inference_steps if job.method.num_caches is None else job.method.num_caches
             for name, score in (outcome.scores or {}).items():
-                what = (job.method_name, steps, name, job.seed, job.checkpoint_type)
+                what = (job.method_name, steps, name, *job.origin)
                 writer.writerow((*what, f"{score:.4f}", row.flops, f"{row.speedup:.3f}"))
 
 
@@ -284,7 +291,7 @@ def summary_table(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str
     lines = []
     for outcome in outcomes:
         job, row = outcome.job, outcome.row
-        what = [str(job.seed), job.checkpoint_type, outcome.status, job.method.label]
+        what = [*job.origin, outcome.status, job.method.label]
         if row is None:
             lines.append([job.task.name, *what, "-", "-", "-"])
             continue

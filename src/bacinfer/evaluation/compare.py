@@ -13,6 +13,7 @@ from bacinfer.evaluation.methods import GRAMMAR, PLAIN, parse_methods
 from bacinfer.evaluation.options import add_episode_arguments, add_seed_arguments, episode_settings, report_failures
 from bacinfer.evaluation.pareto import plot_pareto
 from bacinfer.evaluation.table import format_methods
+from bacinfer.evaluation.video import film
 
 DEFAULT_METHODS = (
     "plain,lossless,ddim:10+lossless,ddim:16+lossless,ddim:25+lossless,uniform:10,uniform:20,unified:10,unified:20,"
@@ -56,6 +57,10 @@ def run(args: argparse.Namespace) -> int:
     if args.assets_dir is not None and not args.assets_dir.is_dir():
         raise FileNotFoundError(f"no directory {args.assets_dir}: --assets_dir is one such as assets/pusht/original")
     methods = dict.fromkeys([PLAIN, *parse_methods(args.methods)])
+    if args.assets_dir is not None and not any(method.metric and method.ddim_steps is None for method in methods):
+        raise ValueError(
+            "--assets_dir has no effect with these methods, none of which has schedules in it: leave it out"
+        )
     settings = episode_settings(args)
     assets_dir = None if args.assets_dir is None else str(args.assets_dir)
     experiments = [Experiment(method=method, assets_dir=assets_dir, **settings) for method in methods]
@@ -67,7 +72,11 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.output_dir / "comparison.md", format_methods(rows, markdown=True) + "\n")
         pictures = plot_pareto(rows, args.output_dir / "pareto")
         print(f"results: {args.output_dir / 'comparison.md'}, {', '.join(map(str, pictures))}")
-    return report_failures(outcomes)
+    status = report_failures(outcomes)
+    if args.film:
+        for row in rows:
+            film(args.output_dir, row)
+    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -62,14 +62,7 @@ def run(args: argparse.Namespace) -> int:
     policy, checkpoint = load_policy_and_config(args)
     task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
 
-    print(f"1. Find the update steps of {args.checkpoint}", flush=True)
     assets = RunAssets(args.output_dir / task.name / "original")
-    sampling = Sampling(
-        file_digest(args.checkpoint), policy.num_inference_steps, observations_per_demo=1, random_seed=DEFAULT_SEED
-    )
-    analyse_policy(policy, task, assets, [DEFAULT_DEMO], [METRIC], DEFAULT_BUDGETS, sampling)
-
-    print("2. Roll out the plain and the cached policy", flush=True)
     experiments = [
         Experiment(
             checkpoint=str(args.checkpoint),
@@ -82,6 +75,14 @@ def run(args: argparse.Namespace) -> int:
         )
         for method in METHODS
     ]
+
+    print(f"1. Find the update steps of {args.checkpoint}", flush=True)
+    sampling = Sampling(
+        file_digest(args.checkpoint), policy.num_inference_steps, observations_per_demo=1, random_seed=DEFAULT_SEED
+    )
+    analyse_policy(policy, task, assets, [DEFAULT_DEMO], [METRIC], DEFAULT_BUDGETS, sampling)
+
+    print("2. Roll out the plain and the cached policy", flush=True)
     outcomes = run_all(experiments, args.output_dir, film=True, debug=args.debug)
     rows = [outcome.row for outcome in outcomes if outcome.row is not None]
     if len(rows) < len(outcomes):

@@ -24,11 +24,17 @@ from bacinfer.evaluation.experiment import Experiment, run
 from bacinfer.evaluation.methods import Method, parse_method
 from bacinfer.evaluation.results_table import ResultsTable
 from bacinfer.evaluation.table import METHOD_HEADER, format_table, method_cells
-from bacinfer.tasks.checkpoints import CHECKPOINT_TYPES, find_checkpoint, shipped_checkpoint, training_directories
+from bacinfer.tasks.checkpoints import (
+    ASSETS_ROOT,
+    CHECKPOINT_TYPES,
+    find_checkpoint,
+    shipped_checkpoint,
+    training_directories,
+)
 from bacinfer.tasks.table import tasks_named
 
 _BAC = {"num_caches": DEFAULT_NUM_CACHES, "num_bu_blocks": DEFAULT_BU_BLOCKS, "metric": DEFAULT_METRIC}
-_DEFAULTS = {"seed": 0, "checkpoint_type": CHECKPOINT_TYPES[0], **_BAC}
+_DEFAULTS = {"task": "pusht", "seed": 0, "checkpoint_type": CHECKPOINT_TYPES[0], **_BAC}
 
 
 def experiment(cfg: DictConfig) -> Experiment:
@@ -39,15 +45,19 @@ def experiment(cfg: DictConfig) -> Experiment:
             has no effect beside another.
         FileNotFoundError: the task has no such checkpoint.
     """
-    _check_effect(cfg, "checkpoint", ("seed", "checkpoint_type"))
+    _check_effect(cfg, "checkpoint", ("task", "seed", "checkpoint_type"))
     _check_effect(cfg, "method", tuple(_BAC))
     cfg = cfg.copy()
     cfg.update({name: value for name, value in _DEFAULTS.items() if cfg[name] is None})
     checkpoint, training_seed = _find_checkpoint(cfg) if cfg.checkpoint is None else (cfg.checkpoint, None)
-    names = ("first_seed", "n_test", "noise_seed", "n_envs", "latency_calls", "device", "engine", "assets_dir")
+    assets_dir = cfg.assets_dir
+    if assets_dir is None and cfg.checkpoint is None:
+        assets_dir = str(ASSETS_ROOT / cfg.task / "original")
+    names = ("first_seed", "n_test", "noise_seed", "n_envs", "latency_calls", "device", "engine")
     return Experiment(
         checkpoint=str(checkpoint),
         method=Method("bac", **{name: cfg[name] for name in _BAC}) if cfg.method is None else parse_method(cfg.method),
+        assets_dir=assets_dir,
         training_seed=training_seed,
         checkpoint_type=None if training_seed is None else cfg.checkpoint_type,
         **{name: cfg[name] for name in names},

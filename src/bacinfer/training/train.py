@@ -31,7 +31,7 @@ from bacinfer.training.dataset import (
     sequence_windows,
 )
 from bacinfer.training.ema import EMAModel
-from bacinfer.training.expert_demonstrations import record_demonstrations
+from bacinfer.training.expert_demonstrations import check_recorded, record_demonstrations
 from bacinfer.training.log import TrainingLog
 
 CONFIG_DIR = Path(__file__).parent / "config"
@@ -82,6 +82,9 @@ class Trainer:
         self.device = check_device(cfg.training.device)
         if cfg.training.precision not in PRECISIONS:
             raise ValueError(f"training.precision is {cfg.training.precision!r}; known: {', '.join(PRECISIONS)}")
+        for name in ("log_every", "checkpoint_every"):
+            if cfg.training[name] < 1:
+                raise ValueError(f"training.{name}={cfg.training[name]}: expected at least 1")
         if not cfg.training.use_ema:
             raise ValueError("training.use_ema=false: this training always averages the weights; leave it true")
         self.demonstrations = demonstrations.to(self.device)
@@ -218,7 +221,7 @@ class Trainer:
         directory = self.latest_path.parent
         self.save(directory / f"epoch={self.epoch:04d}-train_mean_score={score:.3f}.ckpt")
         kept = sorted(directory.glob("epoch=*.ckpt"), key=lambda path: float(path.stem.rpartition("=")[2]))
-        for path in kept[: -self.cfg.training.keep_best]:
+        for path in kept[: max(0, len(kept) - self.cfg.training.keep_best)]:
             path.unlink()
 
     def _add_to_log(self, **entry: float) -> None:
@@ -349,13 +352,19 @@ def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> Demonstrat
     """The demonstrations of a configuration's task, at its own place or at ``path``.
 
     Those of a scripted expert are recorded if there are none yet.
+
+    Raises:
+        ValueError: those that are there were recorded with other settings.
     """
     dataset = cfg.task.dataset
     if "zarr_path" in dataset:
         return read_pusht_demonstrations(path or dataset.zarr_path)
     path = path or Path(dataset.path)
-    if not path.exists():
-        record_demonstrations(path, cfg.task.env_runner.env_name, dataset.num_demonstrations, dataset.disturbed)
+    settings = (cfg.task.env_runner.env_name, dataset.num_demonstrations, dataset.disturbed)
+    if path.exists():
+        check_recorded(path, *settings)
+    else:
+        record_demonstrations(path, *settings)
     return read_demonstrations(path)
 
 
