@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -147,6 +148,19 @@ def test_missing_activations(tmp_path: Path) -> None:
         assets.read_activations(tmp_path / "activations.npz")
 
 
+def test_json_names_its_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    assets.write_json(path, {"a": [1, None]})
+    assert assets.read_json(path) == {"a": [1, None]}
+    path.write_text('{\n "a": 1,\n}')
+    with pytest.raises(ValueError, match=rf"{path}, line [23]: this is no JSON"):
+        assets.read_json(path)
+    for content in (b"", b"\xff", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path}, line 1: this is no JSON"):
+            assets.read_json(path)
+
+
 # -- writes ----------------------------------------------------------------------------------------------------------
 
 
@@ -182,23 +196,72 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
     assert not list(tmp_path.rglob("*.part*"))
 
 
-def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "steps.pkl"
-    assets.write_pickle(path, [0, 1])
-    writer = textwrap.dedent(f"""
-        import time
+def writer(path: Path) -> subprocess.Popen[str]:
+    """A process that is in the middle of writing, and goes on when it is written to."""
+    code = textwrap.dedent(f"""
         from bacinfer import assets
         with assets.atomic_write({str(path)!r}) as temporary:
             temporary.write_text("half")
             print("writing", flush=True)
-            time.sleep(60)
+            input()
+            temporary.unlink()  # as some writers do
+            temporary.write_text("half and half")
     """)
-    process = subprocess.Popen([sys.executable, "-c", writer], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "steps.pkl"
+    assets.write_pickle(path, [0, 1])
+    process = writer(path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert assets.read_pickle(path) == [0, 1]
+    assert len(list(tmp_path.iterdir())) == 2  # and what it left
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "steps[1].pkl"
+    killed, living = writer(path), writer(path)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    (tmp_path / "steps[1].pkl.notes.part").mkdir()  # of somebody else
+    assert len(list(tmp_path.glob(".*.part"))) == 2
+    assets.write_pickle(path, [0, 1])
+    assert len(list(tmp_path.glob(".*.part"))) == 1
+    assert living.stdin is not None
+    living.communicate("go on")
+    assert living.returncode == 0
+    assert path.read_text() == "half and half"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"steps[1].pkl", "steps[1].pkl.notes.part"}
+
+
+def test_a_directory_that_is_removed_before_its_lock_is_made_again(tmp_path: Path, monkeypatch) -> None:
+    lock = assets._lock
+
+    def remove_first(directory: Path, operation: int) -> int | None:
+        monkeypatch.undo()
+        directory.rmdir()
+        return lock(directory, operation)
+
+    monkeypatch.setattr(assets, "_lock", remove_first)
+    assets.write_text(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_file_systems_without_locks(tmp_path: Path, monkeypatch) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(assets.fcntl, "flock", no_locks)
+    (tmp_path / ".file.abcdefgh.part").mkdir()  # whose writer may live
+    assets.write_text(tmp_path / "file", "text")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", ".file.abcdefgh.part"}
 
 
 def test_written_files_have_usual_permissions(tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ unpickles arbitrary objects.
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import json
 import os
 import pickle
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,27 +71,67 @@ class RunAssets:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it replaces `path` once the block ends without an exception.
+    """A temporary path near `path` to write to; it replaces `path` once the block ends without an exception.
 
-    A full disk or a killed process leaves the old file as it was. Missing directories are made.
+    A full disk or a killed process leaves the old file as it was. Missing directories are made. What killed writers of
+    `path` left is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".part{path.suffix}", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
+    _remove_left_overs(path)
+    with _temporary_directory(path) as directory:
+        temporary = directory / path.name
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
         os.replace(temporary, path)
+
+
+# A writer locks the directory that it writes in while it lives: one without a lock was left by a writer that died. The
+# lock is not on the file itself, as some writers, such as a linker, replace that.
+
+_PART = ".part"
+
+
+@contextmanager
+def _temporary_directory(path: Path) -> Iterator[Path]:
+    """A new directory beside `path`, locked while the block runs."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent))
+        lock = _lock(directory, fcntl.LOCK_EX)
+        if directory.is_dir():  # otherwise `_remove_left_overs` of another writer came before the lock
+            break
+        _unlock(lock)
+    try:
+        yield directory
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(directory, ignore_errors=True)
+        _unlock(lock)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _remove_left_overs(path: Path) -> None:
+    for directory in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}{_PART}"):
+        lock = _lock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+            _unlock(lock)
+
+
+def _lock(directory: Path, operation: int) -> int | None:
+    """What holds the lock of a directory; None if another holds it, or it is gone, or its file system has no locks."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
 
 
 # -- update steps ------------------------------------------------------------------------------------------------
@@ -276,6 +319,26 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Writes data that JSON can hold, for people to read as well."""
     write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """What `write_json` wrote, or another JSON file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no JSON; names the file and the line.
+    """
+    return parse_json(Path(path).read_bytes(), Path(path))
+
+
+def parse_json(text: bytes, path: Path, line: int = 1) -> Any:
+    """The JSON in `text`, which stands in a file from a line on; raises ValueError that names both."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {line + error.lineno - 1}: this is no JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}, line {line}: this is no JSON ({error})") from error
 
 
 def _describe(data: Any) -> str:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from bacinfer.core.diffusion_cache_wrapper import CACHE_MODES, FastDiffusionPolicy
+from bacinfer.core.cache_request import (
+    CACHE_MODES,
+    DEFAULT_METRIC,
+    DEFAULT_THRESHOLD,
+    CacheRequest,
+    resolve_request,
+)
+from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.engines import AUTO, ENGINES
 from bacinfer.policies import Checkpoint, build_policy, read_checkpoint
 
 DEFAULT_NUM_CACHES = 10
+DEFAULT_BU_BLOCKS = 5
+OPTIMAL_DEFAULTS = {"metric": DEFAULT_METRIC, "num_bu_blocks": 0}
+"""Flags of mode 'optimal', which scripts may write out in any mode."""
 
 
 def run_command(
@@ -39,7 +51,14 @@ def run_command(
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     """-c, -d, --trust_checkpoint and --debug."""
-    parser.add_argument("-c", "--checkpoint", required=True, metavar="CKPT", help="Diffusion Policy checkpoint (.ckpt)")
+    parser.add_argument(
+        "-c",
+        "--checkpoint",
+        required=True,
+        type=path_argument,
+        metavar="CKPT",
+        help="Diffusion Policy checkpoint (.ckpt)",
+    )
     parser.add_argument(
         "-d",
         "--device",
@@ -82,31 +101,47 @@ def check_device(name: str) -> torch.device:
 
 
 def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
-    """The cache mode and its arguments, in a group of their own."""
-    group = parser.add_argument_group("caching")
+    """The cache mode and its arguments, in a group of their own; see `cache_request`."""
+    group = parser.add_argument_group("caching", "A flag that has no effect in the mode is refused.")
     group.add_argument(
         "--cache_mode",
         choices=CACHE_MODES,
-        default="original",
         help="original: no cache; threshold: all blocks update every few steps; optimal: each block at its own update "
-        "steps (BAC); edit: all blocks at --edit_steps (default: original)",
+        "steps (BAC); edit: all blocks at --edit_steps (default: optimal with --optimal_steps_dir, otherwise original)",
     )
-    group.add_argument("--cache_threshold", type=int, metavar="N", help="threshold: interval between updates, in steps")
-    group.add_argument("--optimal_steps_dir", metavar="DIR", help="optimal: assets/TASK/original/optimal_steps/METRIC")
+    group.add_argument(
+        "--cache_threshold",
+        type=int,
+        metavar="N",
+        help=f"threshold: interval between updates, in steps (default: {DEFAULT_THRESHOLD})",
+    )
+    group.add_argument(
+        "--optimal_steps_dir",
+        type=path_argument,
+        metavar="DIR",
+        help="optimal: assets/TASK/original/optimal_steps/METRIC",
+    )
     group.add_argument(
         "--num_caches",
         type=int,
         metavar="M",
-        help=f"optimal: update steps of each block (default: {DEFAULT_NUM_CACHES}); threshold: M updates in all, that "
-        "is an interval of ceil(K / M)",
+        help=f"optimal: update steps of each block (default: {DEFAULT_NUM_CACHES}); threshold, instead of "
+        "--cache_threshold: M updates in all, that is an interval of ceil(K / M)",
     )
-    group.add_argument("--metric", default="cosine", help="optimal: similarity of the schedule (default: cosine)")
-    group.add_argument(
+    group.add_argument("--metric", help=f"optimal: similarity of the schedule (default: {DEFAULT_METRIC})")
+    selection = group.add_mutually_exclusive_group()
+    selection.add_argument(
         "--num_bu_blocks",
         type=int,
-        default=0,
         metavar="N",
         help="optimal: blocks that bubbling union extends (default: 0)",
+    )
+    selection.add_argument(
+        "--bu",
+        dest="num_bu_blocks",
+        action="store_const",
+        const=DEFAULT_BU_BLOCKS,
+        help=f"optimal: the same as --num_bu_blocks {DEFAULT_BU_BLOCKS}",
     )
     group.add_argument("--edit_steps", type=integers, metavar="0,20,40", help="edit: update steps of all blocks")
     add_engine_argument(group)
@@ -124,32 +159,51 @@ def add_engine_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def apply_cache_arguments(policy: Any, args: argparse.Namespace) -> Any:
-    """Applies the cache that the flags of `add_cache_arguments` ask for; returns the policy.
+def cache_request(args: argparse.Namespace, default_mode: str = "original") -> CacheRequest:
+    """What the flags of `add_cache_arguments` ask for; of mode 'optimal' with all arguments, defaults included.
+
+    Args:
+        default_mode: the mode without --cache_mode and --optimal_steps_dir.
+
+    Raises:
+        ValueError: as `resolve_request`.
+    """
+    names = ("cache_threshold", "optimal_steps_dir", "num_caches", "metric", "num_bu_blocks", "edit_steps")
+    given = {name: getattr(args, name) for name in names}
+    request = resolve_request(args.cache_mode, given, default_mode=default_mode, harmless=OPTIMAL_DEFAULTS.items())
+    if request.mode != "optimal":
+        return request
+    return CacheRequest(request.mode, {"num_caches": DEFAULT_NUM_CACHES, **OPTIMAL_DEFAULTS, **request.arguments})
+
+
+def apply_request(policy: Any, request: CacheRequest, engine: str) -> Any:
+    """Applies the cache that is asked for; returns the policy.
 
     Raises:
         ValueError, FileNotFoundError: as `FastDiffusionPolicy.apply_cache`.
     """
-    return FastDiffusionPolicy.apply_cache(
-        policy,
-        cache_threshold=cache_threshold(args, policy.num_inference_steps),
-        optimal_steps_dir=args.optimal_steps_dir if args.cache_mode == "optimal" else None,
-        num_caches=args.num_caches or DEFAULT_NUM_CACHES,
-        metric=args.metric,
-        cache_mode=args.cache_mode,
-        num_bu_blocks=args.num_bu_blocks,
-        edit_steps=args.edit_steps,
-        engine=args.engine,
-    )
+    return FastDiffusionPolicy.apply_cache(policy, cache_mode=request.mode, engine=engine, **request.arguments)
 
 
-def cache_threshold(args: argparse.Namespace, num_inference_steps: int) -> int:
-    """The interval of mode 'threshold': as given, or ⌈K / M⌉, or 5."""
-    if args.cache_threshold is not None:
-        return args.cache_threshold
-    if args.num_caches is not None and args.num_caches >= 1:
-        return -(-num_inference_steps // args.num_caches)
-    return 5
+def path_argument(text: str) -> Path:
+    """An argparse type: a path that every file and table of results can hold.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, or has a line break, a NUL or a byte that is no UTF-8.
+    """
+    try:
+        return Path(check_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def check_path(text: str) -> str:
+    """The path itself; raises ValueError as `path_argument` does, before the work whose results it is for."""
+    if not text:
+        raise ValueError("the path is empty; the current directory is '.'")
+    if re.search("[\n\r\0\ud800-\udfff]", text):  # (surrogates stand for bytes that are no UTF-8)
+        raise ValueError(f"a path may have no line break, no NUL and no byte that is not UTF-8, got {text!r}")
+    return text
 
 
 def integers(text: str) -> list[int]:

@@ -116,6 +116,18 @@ def test_matrices_are_means_over_all_observations(policy: TinyPolicy, task: Fake
         assert errors[key] == pytest.approx(np.mean([block_error(r.residuals[module]) for r in found]), rel=1e-5)
 
 
+def test_an_episode_that_ends_early_is_named(
+    policy: TinyPolicy, run: assets.RunAssets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class ShortTask(FakeTask):
+        def observations(self, policy: Any, demo_idx: int, count: int = 1) -> Iterator[dict[str, torch.Tensor]]:
+            return super().observations(policy, demo_idx, min(count, 2))
+
+    sampling = replace(SAMPLING, observations_per_demo=3)
+    assert collect_statistics(policy, ShortTask(), run, [4], ["l1"], sampling).num_observations == 2
+    assert "the episode of demo 4 ended after 2 of 3 observations" in capsys.readouterr().err
+
+
 def test_observations_have_noise_of_their_own(policy: TinyPolicy, task: FakeTask) -> None:
     obs = next(task.observations(policy, 0))
     module = find_blocks(policy.model)[0].module_name

@@ -163,13 +163,14 @@ def test_threshold_mode(evaluation: FakeEvaluation) -> None:
         ("--ph_only", ["can_ph"]),
         ("--mh_only", ["lift_mh"]),
         ("--lowdim_only", ["block_pushing", "kitchen"]),
+        ("--arm_only", ["pick_place"]),
         ("--bp_only", ["block_pushing"]),
         ("--kitchen_only", ["kitchen"]),
         ("--task=kitchen,can_ph", ["kitchen", "can_ph"]),
     ],
 )
 def test_choosing_tasks(evaluation: FakeEvaluation, flag: str, tasks: list[str]) -> None:
-    for task in ("can_ph", "lift_mh", "block_pushing", "kitchen"):
+    for task in ("can_ph", "lift_mh", "block_pushing", "kitchen", "pick_place"):
         add_checkpoint(task, 0, "latest.ckpt")
     assert run(flag, "--seeds=0", "--checkpoint_type=avg") == 0
     assert list(dict.fromkeys(Path(asked.checkpoint).parts[1] for asked in evaluation.runs)) == tasks
@@ -234,6 +235,24 @@ def test_failures_do_not_stop_the_others(evaluation: FakeEvaluation, capsys: pyt
     ]
 
 
+@pytest.mark.parametrize("content", ["{", "{}", '{"test/mean_score": null}', None])
+def test_damaged_results_do_not_stop_the_others(
+    evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    for seed in (0, 1):
+        add_checkpoint("can_ph", seed, "latest.ckpt")
+    argv = ("--seeds=0,1", "--checkpoint_type=avg")
+    assert run(*argv) == 0
+    path = Path("out/runs") / evaluation.runs[0].key / "fast_eval_log.json"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    assert run(*argv) == 1
+    assert f"seed 0 avg failed: the results in {path.parent} are not whole" in capsys.readouterr().err
+    assert [row[3] for row in rows()[1:]] == ["1"]
+
+
 def test_tasks_without_a_checkpoint(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
     add_checkpoint("can_ph", 0, "latest.ckpt")
     argv = ("--seeds=0", "--checkpoint_type=avg")
@@ -257,6 +276,7 @@ def test_shipped_checkpoint_stands_in(
     assert (asked.checkpoint, asked.training_seed) == ("assets/pusht/pusht.ckpt", None)
     assert Path("out/pusht/seed0_max/eval_results.json").is_file()
     assert "shipped assets/pusht/pusht.ckpt" in capsys.readouterr().out
+    assert rows()[1][2:5] == ["pusht", "", "shipped"]
 
     add_checkpoint("pusht", 1, "latest.ckpt")
     assert run("--seeds=1", "--task=pusht", "--checkpoint_type=avg") == 0
@@ -276,6 +296,8 @@ def test_default_output_directory_names_the_cache(evaluation: FakeEvaluation) ->
         (["--device=warp:9"], "warp:9"),
         (["--n_test=0"], "--n_test 0"),
         (["--steps=0"], "--steps 0"),
+        (["--cache_mode=threshold", "--num_bu_blocks=5"], "num_bu_blocks=5 has no effect with cache_mode='threshold'"),
+        (["--cache_mode=threshold", "--metric=l1"], "metric=l1 has no effect with cache_mode='threshold'"),
     ],
 )
 def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -282,6 +282,10 @@ def test_the_command_says_that_the_disk_is_full(
         (["--seed=-1"], "--seed -1"),
         (["--image_size=65"], "both sides even"),
         (["--cache_mode=threshold"], "without --use_bac"),
+        (["--optimal_steps_dir=nowhere"], "without --use_bac"),
+        (["--num_caches=3"], "num_caches=3 has no effect"),
+        (["--use_bac", "--cache_mode=original"], "give one of them"),
+        (["--use_bac", "--cache_mode=threshold", "--num_bu_blocks=1"], "num_bu_blocks=1 has no effect"),
         (["--use_bac"], "optimal_steps_dir"),
         (["--use_bac", "--optimal_steps_dir=nowhere"], "nowhere"),
         (["--device=warp:9"], "warp:9"),
@@ -311,6 +315,24 @@ def test_a_directory_that_is_something_else(
     assert main([*arguments, "--num_episodes=2"]) == 2
     assert "not a data set of this command" in capsys.readouterr().err
     assert len(read_dataset(root)) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{\n "settings": {},\n "batches": [', "collection.json, line 3: this is no JSON"),
+        ("[]", "is no record of a collection"),
+        ('{"settings": {}}', "is no record of a collection"),
+        ('{"settings": {}, "batches": [[{"seed": 1000}]]}', "is no record of a collection"),
+        ('{"settings": [], "batches": []}', "is no record of a collection"),
+    ],
+)
+def test_a_foreign_record(root: Path, content: str, message: str) -> None:
+    root.mkdir()
+    (root / "collection.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Collection(root, {})
+    assert (root / "collection.json").read_text() == content
 
 
 def test_data_of_other_settings(

@@ -37,6 +37,16 @@ def test_more_methods_later(command: list[str], tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err.count("kept") == 2
 
 
+def test_a_film_of_what_is_kept(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*command, "--n_test=1", "--latency_calls=1", "--methods=ddim:4"]
+    assert main(command) == 0
+    assert main([*command, "--film"]) == 2
+    output = capsys.readouterr()
+    assert "plain was evaluated without a film" in output.err
+    assert "DDIM 4" in output.out
+    assert main([*command, "--film", "--force"]) == 0
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -44,12 +54,13 @@ def test_more_methods_later(command: list[str], tmp_path: Path, capsys: pytest.C
         ("--methods=uniform:11", "num_caches must be in 1..10"),
         ("--methods=bac:3:7", "num_bu_blocks must be in 1..6"),
         ("--assets_dir=nowhere", "no directory nowhere"),
+        ("--assets_dir=. --methods=ddim:4+bac:2:1,uniform:3", "--assets_dir has no effect"),
     ],
 )
 def test_mistakes_show_before_anything_slow(
     command: list[str], tmp_path: Path, wrong: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*command, wrong]) == 2
+    assert main([*command, *wrong.split()]) == 2
     errors = capsys.readouterr().err
     assert any(part in errors for part in message.split("|"))
     assert not (tmp_path / "out" / "results_table.csv").exists()

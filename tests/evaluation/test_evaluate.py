@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
+from bacinfer.core.schedule import CacheSchedule
 from bacinfer.evaluation.comparison import calibration_observations, evaluate
 from bacinfer.evaluation.evaluate import main
 from bacinfer.evaluation.methods import Method, parse_method
@@ -80,6 +81,7 @@ def test_files_of_an_evaluation(
     assert "plain" in printed
     assert "block-wise ACS 3" in printed
     assert "score difference, paired over 2 seeds" in printed
+    assert "where all pairs are equal, what so many leave open: the rule of three" in printed
     assert sorted(row.method for row in ResultsTable(output_dir).rows()) == ["blockwise:3", "plain"]
 
 
@@ -95,6 +97,40 @@ def test_original_evaluates_the_plain_policy_alone(arguments: list[str], output_
         "train/sim_max_reward_8",
         "train/mean_score",
     }
+
+
+@pytest.mark.parametrize(
+    ("cache", "settings"),
+    [
+        (["--engine=fused"], {"cache_mode": "original", "edit_steps": None, "cache_threshold": None}),
+        (["--cache_mode=threshold", "--num_caches=3"], {"cache_mode": "threshold", "cache_threshold": 4}),
+        (["--cache_mode=edit", "--edit_steps=0,4"], {"cache_mode": "edit", "edit_steps": [0, 4]}),
+    ],
+)
+def test_the_record_says_what_was_run(
+    arguments: list[str], output_dir: Path, cache: list[str], settings: dict[str, Any]
+) -> None:
+    assert main([*arguments, "--skip_video", "--n_test=1", "--latency_calls=1", *cache]) == 0
+    assert read(output_dir / "eval_results.json")["cache_mode"] == settings["cache_mode"]
+    recorded = read(output_dir / "benchmark_results.json")["settings"]
+    assert {name: recorded[name] for name in settings} == settings
+
+
+def test_the_record_of_a_unified_schedule_has_its_steps(arguments: list[str], output_dir: Path) -> None:
+    assert main([*arguments, "--skip_video", "--n_test=1", "--latency_calls=1", "--baselines=unified:3"]) == 0
+    (row,) = (row for row in ResultsTable(output_dir).rows() if row.method == "unified:3")
+    recorded = read(output_dir / row.directory / "benchmark_results.json")["settings"]
+    schedule = CacheSchedule.from_json((output_dir / row.directory / "schedule.json").read_text())
+    assert recorded["cache_mode"] == read(output_dir / row.directory / "eval_results.json")["cache_mode"] == "edit"
+    assert {tuple(recorded["edit_steps"])} == set(schedule.update_steps.values())
+    assert len(recorded["edit_steps"]) in (3, 4)  # and the last step
+
+
+def test_a_directory_of_steps_is_used_without_a_mode(arguments: list[str], output_dir: Path, steps_dir: Path) -> None:
+    cache = [f"--optimal_steps_dir={steps_dir}", "--num_caches=3"]
+    assert main([*arguments, "--skip_video", "--n_test=1", "--latency_calls=1", *cache]) == 0
+    results = read(output_dir / "eval_results.json")
+    assert (results["cache_mode"], results["num_caches"]) == ("optimal", 3)
 
 
 def test_videos(arguments: list[str], output_dir: Path) -> None:
@@ -183,8 +219,9 @@ def test_a_failing_rollout_leaves_the_policy_plain(pusht_policy: Any, monkeypatc
         (["--cache_mode=threshold", "--cache_threshold=0"], "0"),
         (["--seed=-3"], "negative"),
         (["--n_envs=0"], "--n_envs 0"),
-        (["--cache_mode=edit"], "--edit_steps"),
-        (["--cache_mode=optimal", "--num_caches=11"], "num_caches must be in 1..10"),
+        (["--cache_mode=edit"], "needs edit_steps"),
+        (["--cache_mode=optimal"], "needs optimal_steps_dir"),
+        (["--optimal_steps_dir=nowhere", "--num_caches=11"], "num_caches must be in 1..10"),
         (["--baselines=ddim:11"], "11 DDIM steps, but the policy was trained with 10"),
         (["--baselines=ddim:4+bac:5:1"], "num_caches must be in 1..4"),
         (["--output_dir=/proc/nowhere"], "/proc/nowhere"),

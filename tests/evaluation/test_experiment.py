@@ -98,6 +98,7 @@ def test_a_run_and_its_files(asked: Experiment, tmp_path: Path) -> None:
 
     plain = ResultsTable(tmp_path).rows()[0]
     assert (plain.speedup, plain.action_error, plain.score_difference, plain.assets) == (1, 0, 0, None)
+    assert (plain.score_difference_low, plain.score_difference_high) == (None, None)
     stored = read_plain_result(tmp_path / plain.directory)
     assert stored.result.cost.flops == plain.flops
     assert not (tmp_path / plain.directory / "schedule.json").exists()

@@ -19,7 +19,12 @@ from bacinfer.evaluation.action_error import normalised_actions, rms_difference
 from bacinfer.evaluation.flops import count_flops
 from bacinfer.evaluation.latency import Latency, actions_per_second, measure_latency
 from bacinfer.evaluation.memory import peak_memory
-from bacinfer.evaluation.statistics import estimate_mean, estimate_paired_difference, estimate_proportion
+from bacinfer.evaluation.statistics import (
+    estimate_mean,
+    estimate_paired_difference,
+    estimate_proportion,
+    estimate_score,
+)
 from helpers import TinyPolicy, encoder_model
 from tiny_policies import K, tiny_config
 
@@ -184,9 +189,31 @@ def test_paired_difference_is_that_of_scipy(pairs: list[tuple[float, float]]) ->
     before, after = map(list, zip(*pairs, strict=True))
     estimate = estimate_paired_difference(before, after)
     assert estimate.mean == pytest.approx(np.mean(after) - np.mean(before), abs=1e-12)
-    if np.std(np.subtract(after, before)) > 1e-9:
+    if np.ptp(np.subtract(after, before)) > 1e-6:
         interval = stats.ttest_rel(after, before).confidence_interval(0.95)
         assert (estimate.low, estimate.high) == pytest.approx((interval.low, interval.high))
+
+
+@pytest.mark.parametrize("count", [2, 16, 50])
+def test_equal_scores_leave_a_difference_open(count: int) -> None:
+    """If more than `p` of all episodes differed, `count` without a difference would come up in under 5 % of cases."""
+    equal = estimate_paired_difference([0.5] * count, [0.5 + 1e-9] * count)
+    assert equal.mean == pytest.approx(0, abs=1e-8)
+    assert equal.high is not None
+    assert (1 - equal.high) ** count == pytest.approx(0.05)
+    assert equal.low == pytest.approx(-equal.high, abs=1e-8)
+    assert equal.high <= 3 / count
+
+    lost = estimate_paired_difference([1.0] * count, [0.0] * count)
+    assert (lost.mean, lost.low) == (-1, -1)
+    assert lost.high == pytest.approx(-1 + 2 * equal.high, abs=1e-8)
+
+    solved = estimate_score([1.0] * count)
+    assert (solved.mean, solved.high) == (1, 1)
+    assert solved.low == pytest.approx(1 - equal.high, abs=1e-8)
+    better = estimate_score([2.0] * count)  # where a score is larger than expected
+    assert better.mean == better.high == 2
+    assert better.low < 2
 
 
 def test_estimate_by_hand() -> None:

@@ -79,6 +79,27 @@ def test_a_damaged_line_is_named(tmp_path: Path, damage: str, message: str) -> N
         table.rows()
 
 
+@pytest.mark.parametrize("foreign", [b"", b"# a note", b'"not closed', b"\xff\xfe", b"nul\0", b"<<<<<<< HEAD"])
+def test_a_foreign_line_is_named(tmp_path: Path, foreign: bytes) -> None:
+    table = ResultsTable(tmp_path)
+    for key in "abc":
+        table.append(make_row(key))
+    lines = table.path.read_bytes().splitlines(keepends=True)
+    content = b"".join([*lines[:2], foreign + b"\n", *lines[2:]])
+    table.path.write_bytes(content)
+    for use in (table.rows, lambda: table.append(make_row("d"))):
+        with pytest.raises(ValueError, match=rf"{table.path}, line 3: .*; delete the line, or restore it"):
+            use()
+    assert table.path.read_bytes() == content
+
+
+def test_a_table_that_an_editor_saved(tmp_path: Path) -> None:
+    table = ResultsTable(tmp_path)
+    table.append(make_row("a"))
+    table.path.write_bytes(table.path.read_bytes().replace(b"\n", b"\r\n"))
+    assert table.rows() == [make_row("a")]
+
+
 def test_a_line_break_would_be_a_row(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line break"):
         ResultsTable(tmp_path).append(make_row(label="two\nlines"))

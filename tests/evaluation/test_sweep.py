@@ -81,6 +81,7 @@ def test_which_checkpoint(workspace: Path) -> None:
     assert found.method == parse_method("bac:10:5")
     given = sweep.experiment(config(checkpoint=found.checkpoint, method="ddim:16+bac:8:5"))
     assert (given.training_seed, given.checkpoint_type) == (None, None)
+    assert (found.assets_dir, given.assets_dir) == ("assets/pusht/original", None)
     assert given.method == parse_method("ddim:16+bac:8:5")
 
     shipped = workspace / "assets" / "pusht" / "pusht.ckpt"
@@ -91,6 +92,11 @@ def test_which_checkpoint(workspace: Path) -> None:
     assert stand_ins[0].key == stand_ins[1].key
 
 
+def test_a_results_directory_that_cannot_be_recorded() -> None:
+    with pytest.raises(ValueError, match="no line break"):
+        sweep.job.__wrapped__(config(checkpoint_type="avg", results_dir="two\nlines"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -98,6 +104,10 @@ def test_which_checkpoint(workspace: Path) -> None:
         ({"checkpoint_type": "best"}, "expected one of max, avg"),
         ({"method": "taylor"}, "no such method"),
         ({"n_test": 0}, "--n_test 0"),
+        ({"method": "ddim:4", "num_caches": 10}, "num_caches=10 has no effect with method=ddim:4"),
+        ({"method": "ddim:4", "num_bu_blocks": 0, "metric": "l1"}, "num_bu_blocks=0, metric=l1 has no effect"),
+        ({"checkpoint": "a.ckpt", "task": "pusht", "checkpoint_type": None}, "task=pusht has no effect"),
+        ({"checkpoint": "a.ckpt", "seed": 0}, "seed=0, checkpoint_type=avg has no effect with checkpoint=a.ckpt"),
     ],
 )
 def test_mistakes(changes: dict[str, object], message: str) -> None:

@@ -106,6 +106,9 @@ def test_what_cannot_be_read(arrays: dict[str, np.ndarray], tmp_path: Path) -> N
         np.savez(path, **{**arrays, "episode_ends": np.array(ends)})
         with pytest.raises(ValueError, match="episodes end at step"):
             read_pusht_demonstrations(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{path} is not a complete \.npz file"):
+        read_pusht_demonstrations(path)
     np.savez(path, **{**arrays, "action": np.array([{"a": 1}] * 6, dtype=object)})
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match=rf"{path} is not a complete \.npz file"):
         read_pusht_demonstrations(path)

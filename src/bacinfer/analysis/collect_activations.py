@@ -21,15 +21,16 @@ from torch import Tensor
 from bacinfer import assets
 from bacinfer.analysis.similarity_metrics import check_residuals, num_finite_steps
 from bacinfer.command_options import (
-    DEFAULT_NUM_CACHES,
     add_cache_arguments,
     add_policy_arguments,
-    apply_cache_arguments,
-    cache_threshold,
+    apply_request,
+    cache_request,
     load_policy_and_config,
+    path_argument,
     run_command,
 )
 from bacinfer.core.blocks import Block
+from bacinfer.core.cache_request import CacheRequest
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.engines.observing import observe_residuals
 from bacinfer.tasks import Task, make_task
@@ -37,7 +38,6 @@ from bacinfer.tasks.base import seeded_noise
 
 DEFAULT_DEMO = 11
 DEFAULT_SEED = 11
-DEFAULT_BU_BLOCKS = 5
 
 
 @dataclass(frozen=True)
@@ -142,17 +142,14 @@ def build_parser() -> argparse.ArgumentParser:
         "optimal_METRIC_caches_M or edit_steps_A_B_C.",
     )
     add_policy_arguments(parser)
-    parser.add_argument("-o", "--output_dir", required=True, metavar="OUT", help="assets directory to write to")
-    parser.add_argument("-t", "--task", required=True, metavar="TASK", help="name of the task's folder in OUT")
+    parser.add_argument(
+        "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="assets directory to write to"
+    )
+    parser.add_argument(
+        "-t", "--task", required=True, type=path_argument, metavar="TASK", help="name of the task's folder in OUT"
+    )
     add_start_arguments(parser)
     add_cache_arguments(parser)
-    parser.add_argument(
-        "--bu",
-        dest="num_bu_blocks",
-        action="store_const",
-        const=DEFAULT_BU_BLOCKS,
-        help=f"optimal: the same as --num_bu_blocks {DEFAULT_BU_BLOCKS}",
-    )
     parser.add_argument("--force", action="store_true", help="overwrite residuals that are there already")
     return parser
 
@@ -180,24 +177,24 @@ def add_seed_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_name(args: argparse.Namespace, num_inference_steps: int) -> str:
+def run_name(request: CacheRequest, num_inference_steps: int) -> str:
     """The folder of a cache mode's recordings."""
-    match args.cache_mode:
+    match request.mode:
         case "threshold":
-            return f"threshold_{cache_threshold(args, num_inference_steps)}"
+            return f"threshold_{request.interval(num_inference_steps)}"
         case "optimal":
-            return f"optimal_{args.metric}_caches_{args.num_caches or DEFAULT_NUM_CACHES}"
+            return f"optimal_{request.arguments['metric']}_caches_{request.arguments['num_caches']}"
         case "edit":
-            return "edit_steps_" + "_".join(map(str, args.edit_steps or ()))
+            return "edit_steps_" + "_".join(map(str, request.arguments["edit_steps"]))
         case _:
             return "original"
 
 
 def collect(args: argparse.Namespace) -> int:
+    request = cache_request(args)
     policy, checkpoint = load_policy_and_config(args)
-    apply_cache_arguments(policy, args)
-    num_steps = policy.num_inference_steps
-    run = assets.RunAssets(Path(args.output_dir) / args.task / run_name(args, num_steps))
+    apply_request(policy, request, args.engine)
+    run = assets.RunAssets(args.output_dir / args.task / run_name(request, policy.num_inference_steps))
     source = recording_source(policy, file_digest(args.checkpoint), args.demo_idx, args.random_seed)
     if run.activations.is_file() and not args.force:
         if assets.read_arrays(run.activations)[1].get("source") == source:

@@ -31,7 +31,7 @@ from bacinfer.analysis.collect_activations import (
 from bacinfer.analysis.optimal_cache_scheduler import check_budgets, optimal_update_steps
 from bacinfer.analysis.plots import plot_schedules, plot_similarities
 from bacinfer.analysis.similarity_metrics import find_metric
-from bacinfer.command_options import add_policy_arguments, integers, load_policy_and_config, run_command
+from bacinfer.command_options import add_policy_arguments, integers, load_policy_and_config, path_argument, run_command
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.tasks import Task, make_task
 
@@ -94,11 +94,14 @@ def collect_statistics(
         statistics, done = _resume(run.similarity_matrices, demos, metrics, sampling)
     missing = [demo_idx for demo_idx in demos if demo_idx not in done]
     for demo_idx in tqdm(missing, desc="recording the policy", unit="demo"):
+        before = statistics.num_observations
         for recording in recordings(policy, task, demo_idx, sampling.observations_per_demo, sampling.random_seed):
             if statistics.num_observations == 0:
                 source = recording_source(policy, sampling.checkpoint_sha256, demo_idx, sampling.random_seed)
                 write_recording(run, recording, source)
             statistics.add(recording.residuals, recording.block_keys)
+        if (found := statistics.num_observations - before) < sampling.observations_per_demo:
+            _say(f"the episode of demo {demo_idx} ended after {found} of {sampling.observations_per_demo} observations")
         done.append(demo_idx)
         statistics.write(run.similarity_matrices, {"demos": done, "sampling": asdict(sampling)})
     return statistics
@@ -212,7 +215,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_policy_arguments(parser)
     parser.add_argument(
-        "-o", "--output_dir", required=True, type=Path, metavar="OUT", help="the task's assets, e.g. assets/pusht"
+        "-o",
+        "--output_dir",
+        required=True,
+        type=path_argument,
+        metavar="OUT",
+        help="the task's assets, e.g. assets/pusht",
     )
     parser.add_argument(
         "--num_caches",

@@ -48,7 +48,7 @@ def analyse_tasks(args: argparse.Namespace) -> int:
     outcomes = {task.name: _analyse_task(task.name, args) for task in _chosen_tasks(args)}
     print("\n".join(f"{name:16}{outcome}" for name, outcome in outcomes.items()))
     # A checkpoint that is missing is a failure only where its task was asked for by name.
-    accepted = {"done"} if args.task else {"done", MISSING}
+    accepted = {"done"} if args.task is not None else {"done", MISSING}
     return 0 if "done" in outcomes.values() and set(outcomes.values()) <= accepted else 1
 
 
@@ -69,7 +69,7 @@ def _analyse_task(task: str, args: argparse.Namespace) -> str:
 def _chosen_tasks(args: argparse.Namespace) -> list[TaskInfo]:
     if args.group:
         return tasks_in_group(args.group)
-    return tasks_named(args.task.split(",") if args.task else TASKS)
+    return tasks_named(TASKS if args.task is None else args.task.split(","))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from bacinfer import assets
 from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.similarity_metrics import METRICS, Array, find_metric
-from bacinfer.command_options import add_debug_argument, integers, run_command
+from bacinfer.command_options import DEFAULT_NUM_CACHES, add_debug_argument, integers, path_argument, run_command
 
 UpdateSteps = tuple[int, ...]
 
@@ -116,13 +115,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--similarity_matrices_dir",
         required=True,
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="directory with similarity_matrices.npz, such as assets/TASK/original",
     )
     parser.add_argument("--module_name", metavar="NAME", help="the block's module, such as decoder.layers.0.dropout1")
     parser.add_argument(
-        "--num_caches", type=integers, default=[10], metavar="M", help="numbers of update steps (default: 10)"
+        "--num_caches", type=integers, metavar="M", help=f"numbers of update steps (default: {DEFAULT_NUM_CACHES})"
     )
     parser.add_argument("--metric", default="cosine", help=f"one of {', '.join(METRICS)} (default: cosine)")
     parser.add_argument("--list_modules", action="store_true", help="only list the modules that have a matrix")
@@ -131,6 +130,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def schedule(args: argparse.Namespace) -> int:
+    if args.list_modules and not (args.module_name is None and args.num_caches is None):
+        raise ValueError("--list_modules only lists: leave out --module_name and --num_caches, which have no effect")
     run = assets.RunAssets(args.similarity_matrices_dir)
     matrices = read_matrices(run, args.metric)
     if args.list_modules:
@@ -140,7 +141,8 @@ def schedule(args: argparse.Namespace) -> int:
         given = "--module_name is missing" if args.module_name is None else f"no module {args.module_name!r}"
         raise ValueError(f"{given}; {run.directory} has matrices of {', '.join(matrices)}")
     matrix = matrices[args.module_name]
-    found = optimal_update_steps(matrix, args.num_caches, maximise=find_metric(args.metric).maximise)
+    budgets = args.num_caches or [DEFAULT_NUM_CACHES]
+    found = optimal_update_steps(matrix, budgets, maximise=find_metric(args.metric).maximise)
     for budget, steps in found.items():
         path = assets.write_steps(run.steps_dir(args.metric), args.module_name, args.metric, steps, len(matrix))
         print(

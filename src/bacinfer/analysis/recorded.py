@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bacinfer import assets
 from bacinfer.analysis.similarity_metrics import METRICS, Array, find_metric
-from bacinfer.command_options import add_debug_argument
+from bacinfer.command_options import add_debug_argument, path_argument
 
 
 def read_residuals(run: assets.RunAssets) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -108,10 +108,13 @@ def block_key(module: str) -> str | None:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """-o, -t, --cache_mode and --debug: which recording to read."""
-    parser.add_argument("-o", "--output_dir", required=True, metavar="OUT", help="assets directory")
-    parser.add_argument("-t", "--task", required=True, metavar="TASK", help="name of the task's folder in OUT")
+    parser.add_argument("-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="assets directory")
+    parser.add_argument(
+        "-t", "--task", required=True, type=path_argument, metavar="TASK", help="name of the task's folder in OUT"
+    )
     parser.add_argument(
         "--cache_mode",
+        type=path_argument,
         default="original",
         metavar="MODE",
         help="folder in OUT/TASK: original, threshold_5, optimal_cosine_caches_10, … (default: original)",
@@ -121,4 +124,4 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_assets(args: argparse.Namespace) -> assets.RunAssets:
     """The directory that `add_run_arguments` names."""
-    return assets.RunAssets(Path(args.output_dir) / args.task / args.cache_mode)
+    return assets.RunAssets(args.output_dir / args.task / args.cache_mode)

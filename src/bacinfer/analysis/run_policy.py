@@ -18,8 +18,10 @@ from bacinfer.analysis.collect_activations import add_start_arguments, noise_see
 from bacinfer.command_options import (
     add_cache_arguments,
     add_policy_arguments,
-    apply_cache_arguments,
+    apply_request,
+    cache_request,
     load_policy_and_config,
+    path_argument,
     run_command,
 )
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
@@ -34,6 +36,7 @@ class Comparison:
     """A cached policy beside the plain one, at one observation and the same noise; actions in the task's units."""
 
     cache_mode: str
+    engine: str | None  # that ran the schedule; None for the plain policy
     num_inference_steps: int
     updates: dict[str, int]  # block key to how often it is computed
     flops_fraction: float
@@ -65,6 +68,7 @@ def compare(
     difference = (cached["action_pred"] - plain["action_pred"]).double()
     return Comparison(
         cache_mode=summary.mode,
+        engine=summary.engine,
         num_inference_steps=summary.num_inference_steps,
         updates={block: counts.updates for block, counts in summary.blocks.items()},
         flops_fraction=summary.flops_fraction,
@@ -94,26 +98,30 @@ def build_parser() -> argparse.ArgumentParser:
         "both speeds and the difference, and writes OUT/actions.npz and OUT/summary.json.",
     )
     add_policy_arguments(parser)
-    parser.add_argument("-o", "--output_dir", required=True, type=Path, metavar="OUT", help="directory to write to")
+    parser.add_argument(
+        "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="directory to write to"
+    )
     add_start_arguments(parser)
     add_cache_arguments(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    request = cache_request(args)
     policy, checkpoint = load_policy_and_config(args)
     task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
     obs = next(task.observations(policy, args.demo_idx))
     seed = noise_seed(args.random_seed, args.demo_idx)
     plain = sample(policy, obs, seed)
-    apply_cache_arguments(policy, args)
+    apply_request(policy, request, args.engine)
     cached = sample(policy, obs, seed)
     comparison = compare(policy, *plain, *cached)
 
     actions = {name: tensor.cpu().numpy() for name, tensor in cached[0].items()}
     start = {"checkpoint": str(args.checkpoint), "demo_idx": args.demo_idx, "random_seed": args.random_seed}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in request.arguments.items()}
     assets.write_arrays(args.output_dir / "actions.npz", actions, start)
-    assets.write_json(args.output_dir / "summary.json", {**start, **asdict(comparison)})
+    assets.write_json(args.output_dir / "summary.json", {**start, "cache_arguments": given, **asdict(comparison)})
     print(f"action {list(cached[0]['action'].shape)}:\n{cached[0]['action'].cpu().numpy()}")
     print(f"{comparison}\nwritten to {args.output_dir}: actions.npz, summary.json")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from bacinfer import assets
 from bacinfer.analysis.recorded import block_key, contents
-from bacinfer.command_options import add_debug_argument, run_command
+from bacinfer.command_options import add_debug_argument, path_argument, run_command
 from bacinfer.core.bubbling import bubbling_union, split_block_key
 from bacinfer.core.optimal_steps import stored_selection
 from bacinfer.core.schedule import CacheSchedule
@@ -88,8 +87,11 @@ def _forward_order(module: str) -> list[tuple[int, str]]:
 
 def _num_inference_steps(steps_file: Path) -> int:
     description = steps_file.with_suffix(".json")
-    recorded = json.loads(description.read_text()) if description.is_file() else {}
-    return int(recorded.get("num_inference_steps", BACINFER_NUM_STEPS))
+    recorded = assets.read_json(description) if description.is_file() else {}
+    number = recorded.get("num_inference_steps", BACINFER_NUM_STEPS) if isinstance(recorded, dict) else None
+    if not isinstance(number, int):
+        raise ValueError(f"{description}: expected the description of a schedule, found {recorded!r:.80}")
+    return number
 
 
 def _listed(steps: Sequence[int]) -> str:
@@ -111,13 +113,17 @@ def build_parser() -> argparse.ArgumentParser:
         choices=REPORTS,
         help="steps: each block's update steps, as found and as run; counts: how many, for each kind of block",
     )
-    parser.add_argument("--task", required=True, metavar="TASK", help="name of the task's folder in ASSETS")
+    parser.add_argument(
+        "--task", required=True, type=path_argument, metavar="TASK", help="name of the task's folder in ASSETS"
+    )
     parser.add_argument("--num_caches", required=True, type=int, metavar="M", help="update steps of each block")
     parser.add_argument("--metric", default="cosine", help="similarity of the schedule (default: cosine)")
     parser.add_argument(
         "--num_bu_blocks", type=int, default=0, metavar="N", help="blocks that bubbling union extends (default: 0)"
     )
-    parser.add_argument("--assets_dir", type=Path, default=Path("assets"), metavar="ASSETS", help="default: assets")
+    parser.add_argument(
+        "--assets_dir", type=path_argument, default=Path("assets"), metavar="ASSETS", help="default: assets"
+    )
     add_debug_argument(parser)
     return parser
 

@@ -11,13 +11,23 @@ from typing import Any
 from torch import nn
 
 from bacinfer.core.blocks import Block, find_blocks, num_weights
+from bacinfer.core.cache_request import DEFAULT_METRIC, DEFAULT_THRESHOLD, Default, resolve_request
 from bacinfer.core.engines import AUTO, ENGINES, LOSSLESS_ENGINES, Engine, choose_engine
 from bacinfer.core.engines.base import CACHE_ATTRIBUTE
 from bacinfer.core.optimal_steps import read_optimal_schedule
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.core.summary import BlockCounts, CacheSummary
 
-CACHE_MODES = ("original", "threshold", "optimal", "edit")
+DEFAULT_NUM_CACHES = Default(30)
+
+_DEFAULTS = {
+    "cache_threshold": DEFAULT_THRESHOLD,
+    "num_caches": DEFAULT_NUM_CACHES,
+    "metric": DEFAULT_METRIC,
+    "num_bu_blocks": 0,
+    "refresh_last_step": True,
+}
+"""What code may write out in any mode, as the signature says it."""
 
 
 @dataclass
@@ -47,10 +57,10 @@ class FastDiffusionPolicy:
     @staticmethod
     def apply_cache(
         policy: Any,
-        cache_threshold: int = 5,
+        cache_threshold: int = DEFAULT_THRESHOLD,
         optimal_steps_dir: str | Path | None = None,
-        num_caches: int = 30,
-        metric: str = "cosine",
+        num_caches: int = DEFAULT_NUM_CACHES,
+        metric: str = DEFAULT_METRIC,
         cache_mode: str | None = None,
         num_bu_blocks: int = 0,
         *,
@@ -67,9 +77,10 @@ class FastDiffusionPolicy:
         Args:
             policy: Has `.model` (a module with transformer layers), `.num_inference_steps` and
                 `.predict_action(obs_dict)`.
-            cache_threshold: Mode 'threshold': all blocks update every `cache_threshold` steps.
+            cache_threshold: Mode 'threshold': all blocks update every `cache_threshold` steps; 5 by default.
             optimal_steps_dir: Mode 'optimal': ``assets/<task>/original/optimal_steps/<metric>``.
-            num_caches: Mode 'optimal': M, the update steps of each block that were searched for.
+            num_caches: Mode 'optimal': M, the update steps of each block that were searched for; 30 by default. Mode
+                'threshold', instead of `cache_threshold`: all blocks update every ⌈K / M⌉ steps.
             metric: Mode 'optimal': the similarity that was used.
             cache_mode: 'original' (no caching), 'threshold', 'optimal' or 'edit'; None means 'optimal' if
                 `optimal_steps_dir` is given, otherwise 'threshold'.
@@ -84,13 +95,25 @@ class FastDiffusionPolicy:
 
         Raises:
             TypeError: if the policy lacks what is said above.
-            ValueError: if an argument is unknown, contradicts another, or does not fit the policy's K or blocks.
+            ValueError: if an argument is unknown, has no effect in the mode (its default may be written out), or does
+                not fit the policy's K or blocks.
             FileNotFoundError: if there are no update steps as requested; says what is there.
         """
         _check_policy(policy)
         if engine not in ENGINES:
             raise ValueError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
-        mode = _resolve_mode(cache_mode, optimal_steps_dir, schedule, edit_steps)
+        arguments = {
+            "cache_threshold": cache_threshold,
+            "optimal_steps_dir": optimal_steps_dir,
+            "num_caches": num_caches,
+            "metric": metric,
+            "num_bu_blocks": num_bu_blocks,
+            "schedule": schedule,
+            "edit_steps": edit_steps,
+            "refresh_last_step": refresh_last_step,
+        }
+        request = resolve_request(cache_mode, arguments, default_mode="threshold", harmless=_DEFAULTS.items())
+        mode = request.mode
         if mode == "original" and engine not in LOSSLESS_ENGINES:
             return FastDiffusionPolicy.remove_cache(policy)
         blocks = find_blocks(policy.model)
@@ -100,7 +123,7 @@ class FastDiffusionPolicy:
             if mode == "original":
                 schedule = CacheSchedule.every_step(keys, K)
             elif mode == "threshold":
-                schedule = CacheSchedule.periodic(keys, K, cache_threshold)
+                schedule = CacheSchedule.periodic(keys, K, request.interval(K))
             elif mode == "edit":
                 schedule = CacheSchedule.unified(keys, K, edit_steps or ())
             else:
@@ -173,28 +196,6 @@ def _check_policy(policy: Any) -> None:
         )
     if not isinstance(policy.model, nn.Module):
         raise TypeError(f"policy.model must be a torch.nn.Module, got {type(policy.model).__name__}")
-
-
-def _resolve_mode(
-    cache_mode: str | None,
-    optimal_steps_dir: str | Path | None,
-    schedule: CacheSchedule | None,
-    edit_steps: Sequence[int] | None,
-) -> str:
-    """The mode that the arguments ask for, 'schedule' if it is a schedule."""
-    if schedule is not None:
-        if cache_mode is not None or optimal_steps_dir is not None or edit_steps is not None:
-            raise ValueError("pass either schedule= or a cache mode with its arguments, not both")
-        return "schedule"
-    if cache_mode is None:
-        cache_mode = "threshold" if optimal_steps_dir is None else "optimal"
-    if cache_mode not in CACHE_MODES:
-        raise ValueError(f"unknown cache_mode {cache_mode!r}; there are {', '.join(CACHE_MODES)}")
-    if (edit_steps is not None) != (cache_mode == "edit"):
-        raise ValueError(f"edit_steps and cache_mode='edit' go together; got {edit_steps!r} with {cache_mode!r}")
-    if cache_mode == "optimal" and optimal_steps_dir is None:
-        raise ValueError("cache_mode='optimal' needs optimal_steps_dir, the directory that the analysis wrote")
-    return cache_mode
 
 
 def _check_fit(schedule: CacheSchedule, keys: Sequence[str], num_inference_steps: int) -> tuple[str, ...]:

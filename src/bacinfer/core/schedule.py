@@ -158,6 +158,19 @@ class CacheSchedule:
         return hash((self.num_inference_steps, frozenset(self.update_steps.items()), self.label))
 
 
+def even_interval(num_inference_steps: int, num_caches: int) -> int:
+    """⌈K / M⌉, the interval of at most M evenly spaced updates in K steps.
+
+    Raises:
+        ValueError: if M is not in 1..K.
+    """
+    if not 1 <= num_caches <= num_inference_steps:
+        raise ValueError(
+            f"num_caches must be in 1..{num_inference_steps} (K, the number of denoising steps), got {num_caches}"
+        )
+    return -(-num_inference_steps // num_caches)
+
+
 def check_update_steps(steps: Sequence[int], num_inference_steps: int, owner: str) -> tuple[int, ...]:
     """`steps` as a tuple, if they are valid update steps for `owner` (a block, a file).
 

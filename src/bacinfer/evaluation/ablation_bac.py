@@ -13,6 +13,7 @@ from bacinfer.evaluation.batch import (
     add_task_arguments,
     check_batch_arguments,
     run_batch,
+    schedule_settings,
     selected_tasks,
 )
 from bacinfer.evaluation.methods import PLAIN, Method
@@ -32,7 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     check_batch_arguments(args)
-    M, N, metric = args.steps, args.num_bu_blocks, args.metric
+    M = args.steps
+    metric, N = schedule_settings(args)
     if N < 1:
         raise ValueError(f"--num_bu_blocks {N}: without bubbling union BAC is block-wise ACS, expected at least 1")
     methods = {

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from bacinfer.assets import atomic_write, write_text
-from bacinfer.command_options import add_debug_argument, add_engine_argument, check_device, integers, names, run_command
+from bacinfer.assets import atomic_write, read_json, write_text
+from bacinfer.command_options import (
+    DEFAULT_BU_BLOCKS,
+    OPTIMAL_DEFAULTS,
+    add_debug_argument,
+    add_engine_argument,
+    check_device,
+    integers,
+    names,
+    path_argument,
+    run_command,
+)
+from bacinfer.core.cache_request import DEFAULT_METRIC, check_effect
 from bacinfer.evaluation.experiment import Experiment, attempt
-from bacinfer.evaluation.methods import DEFAULT_METRIC, Method
+from bacinfer.evaluation.methods import Method
 from bacinfer.evaluation.options import add_episode_arguments
 from bacinfer.evaluation.results import LOG_FILE, copy_results
 from bacinfer.evaluation.results_table import Row
@@ -56,6 +66,13 @@ class Job:
     def name(self) -> str:
         return f"{self.method.label}: {self.task.name} seed {self.seed} {self.checkpoint_type}"
 
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Training seed and type of the checkpoint as result tables have them; a shipped one has no seed."""
+        if self.checkpoint is not None and self.training_seed is None:
+            return "", "shipped"
+        return str(self.seed), self.checkpoint_type
+
     def directory(self, output_dir: Path, *, several_methods: bool) -> Path:
         folder = output_dir / self.method.spec.replace(":", "_") if several_methods else output_dir
         return folder / self.task.name / f"seed{self.seed}_{self.checkpoint_type}"
@@ -89,7 +106,10 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
         help="max: the checkpoint with the best training score; avg: the last one (default: all, both)",
     )
     parser.add_argument(
-        "--output_dir", metavar="O", help="where results go (default: results/ and the cache's settings)"
+        "--output_dir",
+        type=path_argument,
+        metavar="O",
+        help="where results go (default: results/ and the cache's settings)",
     )
     add_engine_argument(parser)
     add_episode_arguments(parser)
@@ -105,10 +125,21 @@ def check_batch_arguments(args: argparse.Namespace) -> None:
 
 
 def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
-    """--metric and --num_bu_blocks."""
-    parser.add_argument("--metric", default=DEFAULT_METRIC, help="similarity of the schedules (default: %(default)s)")
+    """--metric and --num_bu_blocks; see `schedule_settings`."""
+    parser.add_argument("--metric", help=f"similarity of the schedules (default: {DEFAULT_METRIC})")
     parser.add_argument(
-        "--num_bu_blocks", type=int, default=5, metavar="N", help="blocks that bubbling union extends (default: 5)"
+        "--num_bu_blocks",
+        type=int,
+        metavar="N",
+        help=f"blocks that bubbling union extends (default: {DEFAULT_BU_BLOCKS})",
+    )
+
+
+def schedule_settings(args: argparse.Namespace) -> tuple[str, int]:
+    """--metric and --num_bu_blocks, or their defaults."""
+    return (
+        DEFAULT_METRIC if args.metric is None else args.metric,
+        DEFAULT_BU_BLOCKS if args.num_bu_blocks is None else args.num_bu_blocks,
     )
 
 
@@ -124,6 +155,7 @@ _TASK_FLAGS = {
     "ph_only": ("tasks with proficient-human data, and Push-T", tasks_in_group("ph")),
     "mh_only": ("tasks with multi-human data", tasks_in_group("mh")),
     "lowdim_only": ("block pushing and kitchen", tasks_in_group("lowdim")),
+    "arm_only": ("tasks of the robot arm", tasks_in_group("arm")),
     "bp_only": ("block pushing", tasks_named(["block_pushing"])),
     "kitchen_only": ("kitchen", tasks_named(["kitchen"])),
 }
@@ -174,8 +206,8 @@ def run_batch(args: argparse.Namespace, tasks: Sequence[TaskInfo], methods: Meth
     Returns:
         The exit status: 1 if something failed or was missing.
     """
-    output_dir = Path(args.output_dir) if args.output_dir else RESULTS_ROOT / name
-    results_dir = output_dir if args.output_dir else RESULTS_ROOT
+    output_dir = args.output_dir or RESULTS_ROOT / name
+    results_dir = args.output_dir or RESULTS_ROOT
     jobs = plan(tasks, methods, args)
     outcomes: list[Outcome] = []
     for number, job in enumerate(jobs, start=1):
@@ -231,9 +263,12 @@ def _run_job(job: Job, directory: Path, results_dir: Path, args: argparse.Namesp
     if found.row is None:
         return Outcome(job, found.status, detail=found.detail)
     run_dir = results_dir / found.row.directory
-    copy_results(run_dir, directory)
-    log = json.loads((run_dir / LOG_FILE).read_text())
-    scores = {job.task.row_name(metric): float(log[f"test/{metric}"]) for metric in job.task.metrics}
+    try:
+        log = read_json(run_dir / LOG_FILE)
+        scores = {job.task.row_name(metric): float(log[f"test/{metric}"]) for metric in job.task.metrics}
+        copy_results(run_dir, directory)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Outcome(job, "failed", detail=f"the results in {run_dir} are not whole: {error!r}")
     return Outcome(job, found.status, found.row, scores)
 
 
@@ -248,7 +283,7 @@ def write_csv(path: Path, outcomes: Sequence[Outcome]) -> None:
             job, row = outcome.job, outcome.row
             steps = row.num_inference_steps if job.method.num_caches is None else job.method.num_caches
             for name, score in (outcome.scores or {}).items():
-                what = (job.method_name, steps, name, job.seed, job.checkpoint_type)
+                what = (job.method_name, steps, name, *job.origin)
                 writer.writerow((*what, f"{score:.4f}", row.flops, f"{row.speedup:.3f}"))
 
 
@@ -256,7 +291,7 @@ def summary_table(outcomes: Sequence[Outcome], *, markdown: bool = False) -> str
     lines = []
     for outcome in outcomes:
         job, row = outcome.job, outcome.row
-        what = [str(job.seed), job.checkpoint_type, outcome.status, job.method.label]
+        what = [*job.origin, outcome.status, job.method.label]
         if row is None:
             lines.append([job.task.name, *what, "-", "-", "-"])
             continue
@@ -289,11 +324,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     check_batch_arguments(args)
-    M, N = args.steps, args.num_bu_blocks
+    M = args.steps
     if args.cache_mode == "threshold":
+        check_effect("threshold", {name: getattr(args, name) for name in OPTIMAL_DEFAULTS}, OPTIMAL_DEFAULTS.items())
         return run_batch(args, selected_tasks(args), {"Uniform": Method("uniform", num_caches=M)}, f"uniform_{M}")
-    bac = Method("bac", num_caches=M, num_bu_blocks=N, metric=args.metric)
-    return run_batch(args, selected_tasks(args), {"BAC": bac}, f"bac_{args.metric}_{M}_bu{N}")
+    metric, N = schedule_settings(args)
+    bac = Method("bac", num_caches=M, num_bu_blocks=N, metric=metric)
+    return run_batch(args, selected_tasks(args), {"BAC": bac}, f"bac_{metric}_{M}_bu{N}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,14 +21,17 @@ from typing import Any
 import numpy as np
 
 from bacinfer.analysis.collect_activations import file_digest
-from bacinfer.assets import write_json
+from bacinfer.assets import read_json, write_json
 from bacinfer.command_options import (
     add_cache_arguments,
     add_policy_arguments,
-    apply_cache_arguments,
+    apply_request,
+    cache_request,
     load_policy_and_config,
+    path_argument,
     run_command,
 )
+from bacinfer.core.cache_request import CacheRequest
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.evaluation.lerobot_dataset import EpisodeRecorder, Feature, LeRobotDatasetWriter, RecordedEpisode
 from bacinfer.tasks import Rollout, SimulatedTask, make_simulated_task
@@ -112,16 +114,24 @@ class Collection:
         self._settings = dict(settings)
         self.batches: list[list[dict[str, Any]]] = []
         if self._path.is_file():
-            record = json.loads(self._path.read_text())
-            differing = [name for name in settings if record["settings"].get(name) != settings[name]]
+            recorded, self.batches = self._read()
+            differing = [name for name in settings if recorded.get(name) != settings[name]]
             if differing:
-                found = ", ".join(
-                    f"{name} {record['settings'].get(name)} instead of {settings[name]}" for name in differing
-                )
+                found = ", ".join(f"{name} {recorded.get(name)} instead of {settings[name]}" for name in differing)
                 raise ValueError(f"{directory} holds data collected with {found}: give another --output_dir")
-            self.batches = record["batches"]
         elif directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
             raise ValueError(f"{directory} is not empty, and not a data set of this command: give another --output_dir")
+
+    def _read(self) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
+        """The settings and the batches on disk."""
+        record = read_json(self._path)
+        try:
+            settings, batches = record["settings"], record["batches"]
+            if isinstance(settings, dict) and all({"seed", "kept"} <= episode.keys() for b in batches for episode in b):
+                return settings, batches
+        except (AttributeError, KeyError, TypeError):
+            pass
+        raise ValueError(f"{self._path} is no record of a collection: give another --output_dir")
 
     @property
     def episodes(self) -> list[dict[str, Any]]:
@@ -219,7 +229,9 @@ def build_parser() -> argparse.ArgumentParser:
         "on where it was; a larger --num_episodes adds to what is there."
     )
     add_policy_arguments(parser)
-    parser.add_argument("-o", "--output_dir", required=True, metavar="OUT", help="where the data set is written")
+    parser.add_argument(
+        "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="where the data set is written"
+    )
     parser.add_argument("--num_episodes", type=int, default=50, metavar="N", help="how many to roll out (default: 50)")
     parser.add_argument(
         "--seed",
@@ -243,21 +255,20 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="roll out the cached policy instead of the plain one (--cache_mode is optimal then by default)",
     )
-    parser.set_defaults(cache_mode=None)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     _check_arguments(args)
+    request = _cache_request(args)
     policy, checkpoint = load_policy_and_config(args)
     task = make_simulated_task(checkpoint.cfg)
-    if args.use_bac:
-        apply_cache_arguments(policy, args)
+    apply_request(policy, request, args.engine)
     simulator = task.simulator(args.seed)  # whatever is missing shows here, before anything slow
     simulator.camera(args.image_size)
     features = frame_features(len(simulator.observation), policy.action_dim, task.robot_state, args.image_size)
 
-    output_dir = Path(args.output_dir)
+    output_dir = args.output_dir
     seeds = range(args.seed, args.seed + args.num_episodes)
     collection = Collection(output_dir, collection_settings(args, policy, task))
     with LeRobotDatasetWriter(output_dir, task.fps, features, robot_type=task.name) as writer:
@@ -279,17 +290,23 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise ValueError(f"--{flag} {getattr(args, flag)}: expected at least 1")
     if args.seed < 0:
         raise ValueError(f"--seed {args.seed}: expected no negative number")
-    if args.cache_mode is not None and not args.use_bac:
+
+
+def _cache_request(args: argparse.Namespace) -> CacheRequest:
+    """Raises ValueError if the flags ask for a cached policy and for the plain one."""
+    request = cache_request(args, default_mode="optimal" if args.use_bac else "original")
+    if args.use_bac and request.mode == "original":
+        raise ValueError("--use_bac rolls out a cached policy, --cache_mode original the plain one: give one of them")
+    if not args.use_bac and request.mode != "original":
         raise ValueError(
-            f"--cache_mode {args.cache_mode} without --use_bac: give both, or neither for the plain policy"
+            f"cache_mode {request.mode!r} without --use_bac: give both, or no flag of a cache for the plain policy"
         )
-    if args.use_bac:
-        args.cache_mode = args.cache_mode or "optimal"
+    return request
 
 
 def collection_settings(args: argparse.Namespace, policy: Any, task: SimulatedTask) -> dict[str, Any]:
     """What the episodes depend on."""
-    schedule = FastDiffusionPolicy.summary(policy).schedule if args.use_bac else None
+    schedule = FastDiffusionPolicy.summary(policy).schedule
     return {
         "checkpoint": Path(args.checkpoint).name,
         "checkpoint_sha256": file_digest(args.checkpoint),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from bacinfer.assets import write_text
-from bacinfer.command_options import add_engine_argument, add_policy_arguments, run_command
+from bacinfer.command_options import add_engine_argument, add_policy_arguments, path_argument, run_command
 from bacinfer.evaluation.experiment import Experiment, check, run_all
 from bacinfer.evaluation.methods import GRAMMAR, PLAIN, parse_methods
 from bacinfer.evaluation.options import add_episode_arguments, add_seed_arguments, episode_settings, report_failures
 from bacinfer.evaluation.pareto import plot_pareto
 from bacinfer.evaluation.table import format_methods
+from bacinfer.evaluation.video import film
 
 DEFAULT_METHODS = (
     "plain,lossless,ddim:10+lossless,ddim:16+lossless,ddim:25+lossless,uniform:10,uniform:20,unified:10,unified:20,"
@@ -30,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_policy_arguments(parser)
-    parser.add_argument("-o", "--output_dir", required=True, type=Path, metavar="OUT", help="the results directory")
+    parser.add_argument(
+        "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="the results directory"
+    )
     parser.add_argument(
         "--methods",
         default=DEFAULT_METHODS,
@@ -39,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--assets_dir",
+        type=path_argument,
         metavar="DIR",
         help="schedules to use, such as assets/pusht/original; those that it lacks are found from the policy, which "
         "takes seconds (default: all of them are)",
@@ -51,11 +54,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.assets_dir is not None and not Path(args.assets_dir).is_dir():
+    if args.assets_dir is not None and not args.assets_dir.is_dir():
         raise FileNotFoundError(f"no directory {args.assets_dir}: --assets_dir is one such as assets/pusht/original")
     methods = dict.fromkeys([PLAIN, *parse_methods(args.methods)])
+    if args.assets_dir is not None and not any(method.metric and method.ddim_steps is None for method in methods):
+        raise ValueError(
+            "--assets_dir has no effect with these methods, none of which has schedules in it: leave it out"
+        )
     settings = episode_settings(args)
-    experiments = [Experiment(method=method, assets_dir=args.assets_dir, **settings) for method in methods]
+    assets_dir = None if args.assets_dir is None else str(args.assets_dir)
+    experiments = [Experiment(method=method, assets_dir=assets_dir, **settings) for method in methods]
     check(experiments, args.output_dir)
     outcomes = run_all(experiments, args.output_dir, film=args.film, force=args.force, debug=args.debug)
     rows = [outcome.row for outcome in outcomes if outcome.row is not None]
@@ -64,7 +72,11 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.output_dir / "comparison.md", format_methods(rows, markdown=True) + "\n")
         pictures = plot_pareto(rows, args.output_dir / "pareto")
         print(f"results: {args.output_dir / 'comparison.md'}, {', '.join(map(str, pictures))}")
-    return report_failures(outcomes)
+    status = report_failures(outcomes)
+    if args.film:
+        for row in rows:
+            film(args.output_dir, row)
+    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from bacinfer.evaluation.latency import Latency, actions_per_second, measure_lat
 from bacinfer.evaluation.memory import peak_memory
 from bacinfer.evaluation.methods import PLAIN, Method
 from bacinfer.evaluation.schedules import applied
-from bacinfer.evaluation.statistics import Estimate, estimate_mean, estimate_paired_difference
+from bacinfer.evaluation.statistics import Estimate, estimate_paired_difference, estimate_score
 from bacinfer.tasks import Rollout, Task
 
 CALIBRATION_DEMO = 11
@@ -58,7 +58,7 @@ class Result:
     def score(self) -> Estimate | None:
         """The mean score of the episodes; None where the task scores no single episode."""
         scores = list(self.rollout.scores.values())
-        return estimate_mean(scores) if scores else None
+        return estimate_score(scores) if scores else None
 
     @property
     def speedup(self) -> float:
@@ -75,11 +75,16 @@ class Result:
         return rms_difference(plain.actions, self.actions)
 
     def score_difference(self, plain: Result) -> Estimate | None:
-        """The change of the score against the plain policy, over the seeds that both have; None if there are none."""
+        """The change of the score against the plain policy, over the seeds that both have; None if there are none.
+
+        A run does not differ from itself, which needs no interval.
+        """
         before, after = plain.rollout.scores, self.rollout.scores
         seeds = [seed for seed in before if seed in after]
         if not seeds:
             return None
+        if plain is self:
+            return Estimate(0.0, None, None, None, len(seeds))
         return estimate_paired_difference([before[seed] for seed in seeds], [after[seed] for seed in seeds])
 
 

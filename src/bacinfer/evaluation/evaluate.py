@@ -8,10 +8,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from bacinfer.assets import RunAssets
-from bacinfer.command_options import add_cache_arguments, add_policy_arguments, run_command
+from bacinfer.command_options import (
+    add_cache_arguments,
+    add_policy_arguments,
+    cache_request,
+    path_argument,
+    run_command,
+)
 from bacinfer.evaluation.experiment import Experiment, check, run_all
 from bacinfer.evaluation.methods import PLAIN, parse_methods
 from bacinfer.evaluation.options import (
@@ -32,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
         "to go on after an interruption; what has a result is kept."
     )
     add_policy_arguments(parser)
-    parser.add_argument("-o", "--output_dir", required=True, metavar="OUT", help="where the results are written")
+    parser.add_argument(
+        "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="where the results are written"
+    )
     add_episode_arguments(parser)
     add_seed_arguments(parser)
     parser.add_argument("--skip_video", action="store_true", help="film no episode")
@@ -47,17 +54,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    output_dir, film = Path(args.output_dir), not args.skip_video
-    method = cache_method(args)
+    output_dir, film = args.output_dir, not args.skip_video
+    request = cache_request(args)
+    method = cache_method(request, args.engine)
     baselines = parse_methods(args.baselines) if args.baselines else []
-    steps_dir = args.optimal_steps_dir
+    steps_dir = request.arguments.get("optimal_steps_dir")
     assets_dir = str(RunAssets.of_steps_dir(steps_dir).directory) if steps_dir else None
     settings = episode_settings(args)
     experiments = {
         each: Experiment(method=each, assets_dir=assets_dir, **settings) for each in (PLAIN, method, *baselines)
     }
-    if method.cache == "bac" and steps_dir:
-        experiments[method] = Experiment(method=method, optimal_steps_dir=steps_dir, **settings)
+    if steps_dir is not None:
+        experiments[method] = Experiment(method=method, optimal_steps_dir=str(steps_dir), **settings)
     check(experiments.values(), output_dir)
     outcomes = run_all(list(experiments.values()), output_dir, film=film, force=args.force, debug=args.debug)
     rows = {outcome.experiment.method: outcome.row for outcome in outcomes if outcome.row is not None}

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from bacinfer.analysis.collect_activations import file_digest
 from bacinfer.assets import RunAssets, write_json
-from bacinfer.command_options import check_device
+from bacinfer.command_options import check_device, check_path
 from bacinfer.core.engines import AUTO
 from bacinfer.evaluation.action_error import normalised_actions, rms_difference
 from bacinfer.evaluation.comparison import calibration_observations, evaluate
@@ -57,7 +57,7 @@ class Experiment:
         trust_checkpoint: whether code in the checkpoint may run.
 
     Raises:
-        ValueError: no episodes, no calls to time, a negative seed, or no such device.
+        ValueError: no episodes, no calls to time, a negative seed, no such device, or a path that no table can hold.
     """
 
     checkpoint: str
@@ -84,6 +84,9 @@ class Experiment:
             if seed < 0:
                 raise ValueError(f"--{name} {seed} is negative")
         check_device(self.device)
+        for path in (self.checkpoint, self.assets_dir, self.optimal_steps_dir):
+            if path is not None:
+                check_path(path)
 
     @property
     def checkpoint_sha256(self) -> str:

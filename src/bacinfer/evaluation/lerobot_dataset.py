@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bacinfer.assets import read_arrays, write_arrays, write_json
+from bacinfer.assets import read_arrays, read_json, write_arrays, write_json
 from bacinfer.evaluation.lerobot_statistics import STATISTICS, image_statistics, merge_statistics, number_statistics
 from bacinfer.evaluation.lerobot_video import (
     CODEC,
@@ -311,7 +311,7 @@ class LeRobotDatasetWriter:
     def _read(self) -> None:
         """Raises ValueError as the class says."""
         _, pq = import_parquet()
-        info = json.loads((self.root / _INFO).read_text())
+        info = read_json(self.root / _INFO)
         expected = json.loads(json.dumps(self._info([], [])))
         names = ("codebase_version", "robot_type", "chunks_size", "fps")
         differing = _differences({n: info.get(n) for n in names}, {n: expected[n] for n in names})

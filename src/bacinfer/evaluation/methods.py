@@ -6,8 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from bacinfer.analysis.similarity_metrics import find_metric
-
-DEFAULT_METRIC = "cosine"
+from bacinfer.core.cache_request import DEFAULT_METRIC
 
 GRAMMAR = """\
 plain            all K steps of the policy's own scheduler, nothing cached

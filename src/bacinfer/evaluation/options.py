@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from bacinfer.command_options import DEFAULT_NUM_CACHES
+from bacinfer.core.cache_request import DEFAULT_THRESHOLD, CacheRequest
 from bacinfer.core.engines import LOSSLESS_ENGINES
 from bacinfer.evaluation.experiment import (
     DEFAULT_EPISODES,
@@ -55,30 +55,29 @@ def add_seed_arguments(parser: argparse.ArgumentParser) -> None:
 
 def episode_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Experiment` from the flags of the two above, `add_policy_arguments` and `add_engine_argument`."""
-    names = ("checkpoint", "device", "trust_checkpoint", "n_test", "n_envs", "latency_calls", "noise_seed", "engine")
-    return {"first_seed": args.seed, **{name: getattr(args, name) for name in names}}
+    names = ("device", "trust_checkpoint", "n_test", "n_envs", "latency_calls", "noise_seed", "engine")
+    settings = {name: getattr(args, name) for name in names}
+    return {"checkpoint": str(args.checkpoint), "first_seed": args.seed, **settings}
 
 
-def cache_method(args: argparse.Namespace) -> Method:
-    """The method that the flags of `add_cache_arguments` ask for.
+def cache_method(request: CacheRequest, engine: str) -> Method:
+    """The method that a cache is, as a row of the results.
 
     Raises:
-        ValueError: numbers that no method can have, or --edit_steps without its mode or the other way round.
+        ValueError: numbers that no method can have.
     """
-    if (args.edit_steps is not None) != (args.cache_mode == "edit"):
-        raise ValueError("--edit_steps and --cache_mode edit go together")
-    if args.cache_mode == "original" and args.engine in LOSSLESS_ENGINES:
-        return Method("lossless")
-    if args.cache_mode == "edit":
-        return Method("edit", steps=tuple(args.edit_steps))
-    if args.cache_mode == "optimal":
-        num_caches = DEFAULT_NUM_CACHES if args.num_caches is None else args.num_caches
-        return Method("bac", num_caches=num_caches, num_bu_blocks=args.num_bu_blocks, metric=args.metric)
-    if args.cache_mode == "threshold":
-        if args.cache_threshold is None and args.num_caches is not None:
-            return Method("uniform", num_caches=args.num_caches)
-        return Method("threshold", interval=5 if args.cache_threshold is None else args.cache_threshold)
-    return PLAIN
+    given = request.arguments
+    match request.mode:
+        case "edit":
+            return Method("edit", steps=tuple(given["edit_steps"]))
+        case "optimal":
+            return Method("bac", **{name: given[name] for name in ("num_caches", "num_bu_blocks", "metric")})
+        case "threshold" if "num_caches" in given:
+            return Method("uniform", num_caches=given["num_caches"])
+        case "threshold":
+            return Method("threshold", interval=given.get("cache_threshold", DEFAULT_THRESHOLD))
+        case _:
+            return Method("lossless") if engine in LOSSLESS_ENGINES else PLAIN
 
 
 def report_failures(outcomes: Iterable[Outcome]) -> int:

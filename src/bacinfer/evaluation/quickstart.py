@@ -14,7 +14,7 @@ from pathlib import Path
 from bacinfer.analysis.collect_activations import DEFAULT_DEMO, DEFAULT_SEED, file_digest
 from bacinfer.analysis.get_optimal_cache_update_steps import DEFAULT_BUDGETS, Sampling, analyse_policy
 from bacinfer.assets import RunAssets, write_text
-from bacinfer.command_options import add_policy_arguments, load_policy_and_config, run_command
+from bacinfer.command_options import add_policy_arguments, load_policy_and_config, path_argument, run_command
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.evaluation.experiment import Experiment, run_all
 from bacinfer.evaluation.methods import parse_methods
@@ -39,7 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     checkpoint = next(action for action in parser._actions if action.dest == "checkpoint")
     checkpoint.required, checkpoint.default = False, SHIPPED_CHECKPOINT
     parser.add_argument(
-        "-o", "--output_dir", type=Path, default=Path("outputs/quickstart"), metavar="OUT", help="default: %(default)s"
+        "-o",
+        "--output_dir",
+        type=path_argument,
+        default=Path("outputs/quickstart"),
+        metavar="OUT",
+        help="default: %(default)s",
     )
     parser.add_argument(
         "--episodes", type=int, default=16, metavar="N", help="episodes of each policy (default: %(default)s)"
@@ -57,14 +62,7 @@ def run(args: argparse.Namespace) -> int:
     policy, checkpoint = load_policy_and_config(args)
     task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
 
-    print(f"1. Find the update steps of {args.checkpoint}", flush=True)
     assets = RunAssets(args.output_dir / task.name / "original")
-    sampling = Sampling(
-        file_digest(args.checkpoint), policy.num_inference_steps, observations_per_demo=1, random_seed=DEFAULT_SEED
-    )
-    analyse_policy(policy, task, assets, [DEFAULT_DEMO], [METRIC], DEFAULT_BUDGETS, sampling)
-
-    print("2. Roll out the plain and the cached policy", flush=True)
     experiments = [
         Experiment(
             checkpoint=str(args.checkpoint),
@@ -77,6 +75,14 @@ def run(args: argparse.Namespace) -> int:
         )
         for method in METHODS
     ]
+
+    print(f"1. Find the update steps of {args.checkpoint}", flush=True)
+    sampling = Sampling(
+        file_digest(args.checkpoint), policy.num_inference_steps, observations_per_demo=1, random_seed=DEFAULT_SEED
+    )
+    analyse_policy(policy, task, assets, [DEFAULT_DEMO], [METRIC], DEFAULT_BUDGETS, sampling)
+
+    print("2. Roll out the plain and the cached policy", flush=True)
     outcomes = run_all(experiments, args.output_dir, film=True, debug=args.debug)
     rows = [outcome.row for outcome in outcomes if outcome.row is not None]
     if len(rows) < len(outcomes):

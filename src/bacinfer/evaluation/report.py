@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bacinfer.analysis.recorded import contents
 from bacinfer.assets import atomic_write
-from bacinfer.command_options import add_debug_argument, run_command
+from bacinfer.command_options import add_debug_argument, path_argument, run_command
 from bacinfer.evaluation.report_contents import comparisons, facts, run_table, sections
 from bacinfer.evaluation.results_table import TABLE_FILE, ResultsTable
 from bacinfer.evaluation.statistics import CONFIDENCE
@@ -100,8 +100,10 @@ def build_parser() -> argparse.ArgumentParser:
         description="Writes a results directory as one HTML page that needs no network: tables, Pareto picture, "
         "schedules to point at, similarities, block errors and videos. The pictures for papers lie beside it.",
     )
-    parser.add_argument("results_dir", type=Path, metavar="RESULTS", help="what eval, compare, batch or sweep wrote to")
-    parser.add_argument("-o", "--output", type=Path, metavar="PAGE", help=f"default: RESULTS/{PAGE_FILE}")
+    parser.add_argument(
+        "results_dir", type=path_argument, metavar="RESULTS", help="what eval, compare, batch or sweep wrote to"
+    )
+    parser.add_argument("-o", "--output", type=path_argument, metavar="PAGE", help=f"default: RESULTS/{PAGE_FILE}")
     parser.add_argument(
         "--pictured",
         type=int,

@@ -22,9 +22,9 @@ from bacinfer.analysis.recorded import read_block_matrices
 from bacinfer.analysis.similarity_metrics import Array
 from bacinfer.assets import RunAssets, read_block_errors
 from bacinfer.core.bubbling import split_block_key
+from bacinfer.core.cache_request import DEFAULT_METRIC
 from bacinfer.core.optimal_steps import stored_selection
 from bacinfer.core.schedule import CacheSchedule
-from bacinfer.evaluation.methods import DEFAULT_METRIC
 from bacinfer.evaluation.pareto import plot_pareto
 from bacinfer.evaluation.results import SCHEDULE_FILE
 from bacinfer.evaluation.results_table import Row

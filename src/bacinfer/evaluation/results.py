@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from bacinfer.assets import atomic_write, read_arrays, write_arrays, write_json, write_text
+from bacinfer.core.schedule import even_interval
 from bacinfer.evaluation.comparison import Cost, Result
 from bacinfer.evaluation.latency import Latency, actions_per_second
 from bacinfer.evaluation.methods import parse_method
@@ -60,7 +61,7 @@ def write_results(directory: Path, result: Result, plain: PlainResult, row: Row,
     scores = {"scores": rollout.scores, "num_steps": dict(rollout.num_steps), "failures": failures(rollout)}
     write_json(directory / SCORES_FILE, scores)
     write_json(directory / LOG_FILE, {key: _finite(value) for key, value in rollout.log.items()})
-    settings = _settings(row)
+    settings = _settings(row, result)
     plain_frequency = actions_per_second(policy, result.plain_latency)
     write_json(
         directory / BENCHMARK_FILE,
@@ -95,25 +96,39 @@ def write_results(directory: Path, result: Result, plain: PlainResult, row: Row,
     )
 
 
-def _settings(row: Row) -> dict[str, Any]:
+_CACHE_MODES = {
+    "plain": "original",
+    "lossless": "original",
+    "uniform": "threshold",
+    "threshold": "threshold",
+    "edit": "edit",
+    "unified": "edit",
+    "bac": "optimal",
+}
+
+
+def _settings(row: Row, result: Result) -> dict[str, Any]:
     """What was evaluated, its method in terms of `apply_cache` and the command's flags."""
     method = parse_method(row.method)
-    modes = {"plain": "original", "uniform": "threshold", "threshold": "threshold", "bac": "optimal"}
+    mode = _CACHE_MODES[method.cache]
     interval = method.interval
-    if method.cache == "uniform":
-        interval = -(-row.num_inference_steps // (method.num_caches or 1))
+    if method.cache == "uniform" and method.num_caches is not None:
+        interval = even_interval(row.num_inference_steps, method.num_caches)
+    edit_steps = None
+    if mode == "edit" and result.summary is not None and result.summary.schedule is not None:
+        edit_steps = next(iter(result.summary.schedule.update_steps.values()))  # (those of every block)
     return {
         **{name: getattr(row, name) for name in ("checkpoint", "device", "n_test", "noise_seed", "n_envs", "engine")},
         "seed": row.first_seed,
         "method": row.method,
         "ddim_steps": method.ddim_steps,
-        "cache_mode": modes.get(method.cache, "edit"),
+        "cache_mode": mode,
         "cache_threshold": interval,
         "assets": row.assets,
         "num_caches": row.num_caches,
         "metric": row.metric,
         "num_bu_blocks": row.num_bu_blocks or 0,
-        "edit_steps": method.steps,
+        "edit_steps": edit_steps,
     }
 
 

@@ -135,19 +135,23 @@ class ResultsTable:
         if not self.path.is_file():
             return []
         content = self.path.read_bytes()
-        complete = content[: content.rfind(b"\n") + 1]  # after it: what a killed writer left
-        lines = list(csv.reader(io.StringIO(complete.decode(), newline="")))
-        torn_header = not lines and _line(_HEADER).startswith(content)
+        *lines, torn = content.split(b"\n")  # a line is a row; behind the last line break is what a killed writer left
+        torn_header = not lines and _line(_HEADER).startswith(torn)
         if torn_header:
             return []
-        if not lines or lines[0] != _HEADER:
+        if not lines or not _is_header(lines[0]):
             raise ValueError(
                 f"{self.path} is no results table of this version: expected the columns {', '.join(_HEADER)}; found "
                 f"{content[:200].decode(errors='replace').splitlines()[0]!r}. Choose another results directory"
             )
         found: dict[str, Row] = {}
         for number, line in enumerate(lines[1:], start=2):
-            row = self._parse(line, number)
+            try:
+                row = _parse(line)
+            except (ValueError, csv.Error) as error:
+                raise ValueError(
+                    f"{self.path}, line {number}: {error}; delete the line, or restore it, and run the command again"
+                ) from error
             found[row.key] = row
         return list(found.values())
 
@@ -204,14 +208,6 @@ class ResultsTable:
         with FileLock(f"{self.path}.lock"):
             yield
 
-    def _parse(self, line: list[str], number: int) -> Row:
-        if len(line) != len(_HEADER):
-            raise ValueError(f"{self.path}, line {number}: expected {len(_HEADER)} values, found {len(line)}")
-        try:
-            return Row(**{name: _read(text, _TYPES[name]) for name, text in zip(_HEADER, line, strict=True)})
-        except ValueError as error:
-            raise ValueError(f"{self.path}, line {number}: {error}") from error
-
 
 _HEADER = [field.name for field in fields(Row)]
 _TYPES: dict[str, Any] = typing.get_type_hints(Row)
@@ -221,6 +217,24 @@ def _line(values: Sequence[str]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerow(values)
     return text.getvalue().encode()
+
+
+def _is_header(line: bytes) -> bool:
+    try:
+        return _values(line) == _HEADER
+    except (ValueError, csv.Error):
+        return False
+
+
+def _values(line: bytes) -> list[str]:
+    return next(csv.reader([line.decode()], strict=True))
+
+
+def _parse(line: bytes) -> Row:
+    values = _values(line)
+    if len(values) != len(_HEADER):
+        raise ValueError(f"expected {len(_HEADER)} values, found {len(values)}")
+    return Row(**{name: _read(text, _TYPES[name]) for name, text in zip(_HEADER, values, strict=True)})
 
 
 def _write(value: Any) -> str:

@@ -28,7 +28,7 @@ from bacinfer.assets import RunAssets
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.optimal_steps import read_optimal_schedule
-from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.schedule import CacheSchedule, even_interval
 from bacinfer.core.summary import CacheSummary
 from bacinfer.evaluation.methods import Method
 from bacinfer.tasks import Task
@@ -138,7 +138,7 @@ def _make_schedule(policy: Any, task: Task, method: Method, source: ScheduleSour
     if method.cache == "lossless":
         return CacheSchedule.every_step(keys, K)
     if method.cache == "uniform":
-        return CacheSchedule.periodic(keys, K, -(-K // M))
+        return CacheSchedule.periodic(keys, K, even_interval(K, M))
     if method.cache == "threshold":
         return CacheSchedule.periodic(keys, K, method.interval or 0)
     if method.cache == "edit":

@@ -9,6 +9,7 @@ from math import sqrt
 import numpy as np
 
 CONFIDENCE = 0.95
+_EQUAL = 1e-6  # values that differ by less differ by rounding
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,15 @@ class Estimate:
         return f"{self.mean:.3f} ± {self.standard_error:.3f}"
 
 
-def estimate_mean(values: Sequence[float]) -> Estimate:
+def estimate_mean(values: Sequence[float], bounds: tuple[float, float] | None = None) -> Estimate:
     """The mean of independent values, such as the scores of episodes, with Student's interval.
+
+    Values that are all equal have no spread to tell an interval from, which is not to say that all others are equal to
+    them too. With `bounds` their interval is the rule of three's: of n equal values, others make up at most
+    1 − 0.05^(1/n) of all, about 3/n (with 95 % confidence), and are bounds at worst.
+
+    Args:
+        bounds: the least and the largest possible value.
 
     Raises:
         ValueError: no values.
@@ -53,17 +61,28 @@ def estimate_mean(values: Sequence[float]) -> Estimate:
     if count == 1:
         return Estimate(mean, None, None, None, count)
     standard_error = float(np.std(values, ddof=1) / np.sqrt(count))
+    if bounds is not None and np.ptp(values) < _EQUAL:
+        others = 1 - (1 - CONFIDENCE) ** (1 / count)
+        low, high = min(bounds[0], mean), max(bounds[1], mean)
+        return Estimate(mean, standard_error, mean - others * (mean - low), mean + others * (high - mean), count)
     half_width = float(stats.t.ppf(0.5 + CONFIDENCE / 2, df=count - 1)) * standard_error
     return Estimate(mean, standard_error, mean - half_width, mean + half_width, count)
 
 
+def estimate_score(scores: Sequence[float]) -> Estimate:
+    """The mean score of episodes, each in 0..1; see `estimate_mean`."""
+    return estimate_mean(scores, bounds=(0, 1))
+
+
 def estimate_paired_difference(before: Sequence[float], after: Sequence[float]) -> Estimate:
-    """The mean of ``after − before``, value by value: what is common to a pair (the same seed) drops out.
+    """The mean of ``after − before``, scores in 0..1, pair by pair: what both of a pair (one seed) share drops out.
+
+    If all pairs are equal, the interval is not [0, 0] but what n of them leave open, ±3/n; see `estimate_mean`.
 
     Raises:
         ValueError: sequences of different lengths, or empty ones.
     """
-    return estimate_mean([b - a for a, b in zip(before, after, strict=True)])
+    return estimate_mean([b - a for a, b in zip(before, after, strict=True)], bounds=(-1, 1))
 
 
 def estimate_proportion(proportion: float, count: int) -> Estimate:

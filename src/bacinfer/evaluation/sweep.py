@@ -18,31 +18,57 @@ import torch
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from bacinfer.command_options import DEFAULT_BU_BLOCKS, DEFAULT_NUM_CACHES, check_path
+from bacinfer.core.cache_request import DEFAULT_METRIC
 from bacinfer.evaluation.experiment import Experiment, run
 from bacinfer.evaluation.methods import Method, parse_method
 from bacinfer.evaluation.results_table import ResultsTable
 from bacinfer.evaluation.table import METHOD_HEADER, format_table, method_cells
-from bacinfer.tasks.checkpoints import CHECKPOINT_TYPES, find_checkpoint, shipped_checkpoint, training_directories
+from bacinfer.tasks.checkpoints import (
+    ASSETS_ROOT,
+    CHECKPOINT_TYPES,
+    find_checkpoint,
+    shipped_checkpoint,
+    training_directories,
+)
 from bacinfer.tasks.table import tasks_named
+
+_BAC = {"num_caches": DEFAULT_NUM_CACHES, "num_bu_blocks": DEFAULT_BU_BLOCKS, "metric": DEFAULT_METRIC}
+_DEFAULTS = {"task": "pusht", "seed": 0, "checkpoint_type": CHECKPOINT_TYPES[0], **_BAC}
 
 
 def experiment(cfg: DictConfig) -> Experiment:
     """The experiment of one job.
 
     Raises:
-        ValueError: an unknown task, method or checkpoint type, or numbers that no experiment can have.
+        ValueError: an unknown task, method or checkpoint type, numbers that no experiment can have, or an entry that
+            has no effect beside another.
         FileNotFoundError: the task has no such checkpoint.
     """
-    checkpoint, training_seed = (cfg.checkpoint, None) if cfg.checkpoint else _find_checkpoint(cfg)
-    method = Method("bac", num_caches=cfg.num_caches, num_bu_blocks=cfg.num_bu_blocks, metric=cfg.metric)
-    names = ("first_seed", "n_test", "noise_seed", "n_envs", "latency_calls", "device", "engine", "assets_dir")
+    _check_effect(cfg, "checkpoint", ("task", "seed", "checkpoint_type"))
+    _check_effect(cfg, "method", tuple(_BAC))
+    cfg = cfg.copy()
+    cfg.update({name: value for name, value in _DEFAULTS.items() if cfg[name] is None})
+    checkpoint, training_seed = _find_checkpoint(cfg) if cfg.checkpoint is None else (cfg.checkpoint, None)
+    assets_dir = cfg.assets_dir
+    if assets_dir is None and cfg.checkpoint is None:
+        assets_dir = str(ASSETS_ROOT / cfg.task / "original")
+    names = ("first_seed", "n_test", "noise_seed", "n_envs", "latency_calls", "device", "engine")
     return Experiment(
         checkpoint=str(checkpoint),
-        method=method if cfg.method is None else parse_method(cfg.method),
+        method=Method("bac", **{name: cfg[name] for name in _BAC}) if cfg.method is None else parse_method(cfg.method),
+        assets_dir=assets_dir,
         training_seed=training_seed,
         checkpoint_type=None if training_seed is None else cfg.checkpoint_type,
         **{name: cfg[name] for name in names},
     )
+
+
+def _check_effect(cfg: DictConfig, chosen: str, others: Sequence[str]) -> None:
+    """Raises ValueError if entries are given that another one, which is given, leaves without effect."""
+    given = [f"{name}={cfg[name]}" for name in others if cfg[name] is not None]
+    if cfg[chosen] is not None and given:
+        raise ValueError(f"{', '.join(given)} has no effect with {chosen}={cfg[chosen]}: leave it out")
 
 
 def _find_checkpoint(cfg: DictConfig) -> tuple[Path, int | None]:
@@ -77,7 +103,7 @@ def job(cfg: DictConfig) -> float | None:
     """One evaluation; its score is what a sweeper may optimise."""
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    return run(experiment(cfg), cfg.results_dir, force=cfg.force).score
+    return run(experiment(cfg), check_path(cfg.results_dir), force=cfg.force).score
 
 
 def main(argv: Sequence[str] | None = None) -> int:

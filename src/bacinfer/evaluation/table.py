@@ -63,8 +63,8 @@ def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
         format_table(METHOD_HEADER, [method_cells(row) for row in rows], markdown=markdown),
         "",
         f"{first.n_test} episodes from seed {first.first_seed}. Score: mean of the episodes' highest rewards; score "
-        f"difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval; policy + rest: time of all "
-        "episodes.",
+        f"difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval (where all pairs are equal, "
+        "what so many leave open: the rule of three); policy + rest: time of all episodes.",
         f"Action error: RMS, normalised units, same noise; between two draws of the plain policy's noise it is "
         f"{first.noise_error:.3f}.",
         f"Latency: {first.latency_calls} calls at batch 1, {first.threads} threads, {first.hardware}; speedup: against "

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bacinfer import assets
+
 
 @dataclass(frozen=True)
 class Demonstrations:
@@ -92,8 +94,8 @@ def _read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
     """Those of the named arrays that the file has."""
     if not path.exists():
         raise FileNotFoundError(f"no demonstrations at {path}")
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in names if name in archive}
+    arrays = assets.read_arrays(path)[0]
+    return {name: arrays[name] for name in names if name in arrays}
 
 
 def _check_episodes(path: Path, arrays: Mapping[str, NDArray[Any]], names: Iterable[str]) -> tuple[int, ...]:
