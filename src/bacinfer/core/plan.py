@@ -76,7 +76,7 @@ class SamplingPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> SamplingPlan:
-        """The plan in a file.
+        """The plan in a file, which may also hold a schedule of its cache alone.
 
         Raises:
             FileNotFoundError: there is none.
@@ -97,12 +97,14 @@ class SamplingPlan:
 
     @classmethod
     def from_json(cls, text: str) -> SamplingPlan:
-        """The plan that `to_json` wrote.
+        """The plan that `to_json` wrote, or one of the schedule that `CacheSchedule.to_json` wrote.
 
         Raises:
             ValueError: the text is something else, or of another version.
         """
         data = json.loads(text)
+        if isinstance(data, dict) and "update_steps" in data:
+            return cls(CacheSchedule.from_data(data))
         if not isinstance(data, dict) or data.get("bacinfer_plan") != JSON_VERSION:
             found = data.get("bacinfer_plan") if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"expected a plan of version {JSON_VERSION}, found {found!r}")

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from bacinfer.core.engines.trajectory import Trajectory
 
-CACHE_ATTRIBUTE = "_bacinfer_cache"  # of a cached policy: the cache that is applied to it
+APPLIED = "_bacinfer"  # the attribute of a policy that holds what is applied to it
 
 
 class UnsupportedPolicyError(ValueError):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bacinfer.core.blocks import find_blocks
-from bacinfer.core.engines.base import CACHE_ATTRIBUTE, Engine
+from bacinfer.core.engines.base import APPLIED, Engine
 from bacinfer.core.engines.eager import EagerEngine
 from bacinfer.core.engines.trajectory import ResidualObserver
 from bacinfer.core.handle import PolicyHandle
@@ -28,7 +28,7 @@ def observe_residuals(policy: Any, on_residual: ResidualObserver) -> Iterator[No
         RuntimeError: if the policy is observed already.
     """
     handle = PolicyHandle.of(policy)
-    applied = vars(handle.owner).get(CACHE_ATTRIBUTE)
+    applied = vars(handle.owner).get(APPLIED)
     engine: Engine = applied.engine if applied is not None else _plain_engine(policy)
     if engine.trajectory.observer is not None:
         raise RuntimeError("the residuals of this policy are being observed already")
