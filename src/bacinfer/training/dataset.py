@@ -5,11 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+
+class TrainingData(Protocol):
+    """Recorded episodes, one after the other, as training uses them."""
+
+    @property
+    def episode_ends(self) -> tuple[int, ...]:
+        """One past the last step of each episode, ascending."""
+        ...
+
+    @property
+    def fields(self) -> Mapping[str, torch.Tensor]:
+        """What the normaliser maps to [-1, 1], each [steps, …], in data units: the observations, the action."""
+        ...
+
+    def to(self, device: str | torch.device) -> TrainingData: ...
+
+    def batch(self, windows: torch.Tensor) -> dict[str, Any]:
+        """The steps at ``windows`` [B, horizon], as the policy's `compute_loss` takes them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,6 +45,10 @@ class Demonstrations:
     obs: torch.Tensor
     action: torch.Tensor
     episode_ends: tuple[int, ...]
+
+    @property
+    def fields(self) -> dict[str, torch.Tensor]:
+        return {"obs": self.obs, "action": self.action}
 
     def to(self, device: str | torch.device) -> Demonstrations:
         return Demonstrations(self.obs.to(device), self.action.to(device), self.episode_ends)
@@ -44,31 +68,43 @@ def read_pusht_demonstrations(path: str | Path) -> Demonstrations:
         ValueError: arrays are missing or do not belong together.
         RuntimeError: the zarr package is needed and not installed.
     """
-    path = Path(path)
-    names = {"keypoint": "data/keypoint", "state": "data/state", "action": "data/action"}
-    names["episode_ends"] = "meta/episode_ends"
-    if path.is_dir():
-        group = _open_zarr(path)
-        arrays = {short: np.asarray(group[name]) for short, name in names.items() if name in group}
-    else:
-        arrays = _read_npz(path, names)
-    episode_ends = _check_episodes(path, arrays, names)
+    arrays, episode_ends = read_episodes(path, ("keypoint", "state", "action"))
     keypoints = arrays["keypoint"].reshape(episode_ends[-1], -1)
     obs = np.concatenate([keypoints, arrays["state"][:, :2]], axis=1)
     return _demonstrations(obs, arrays["action"], episode_ends)
 
 
 def read_demonstrations(path: str | Path) -> Demonstrations:
-    """Read the arrays ``obs``, ``action`` and ``episode_ends`` of an ``.npz`` file.
+    """Read ``obs``, ``action`` and ``episode_ends`` from an ``.npz`` file or from Diffusion Policy's ``.zarr`` folder.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
         ValueError: arrays are missing or do not belong together.
+        RuntimeError: the zarr package is needed and not installed.
     """
-    names = ("obs", "action", "episode_ends")
-    arrays = _read_npz(Path(path), names)
-    episode_ends = _check_episodes(Path(path), arrays, names)
+    arrays, episode_ends = read_episodes(path, ("obs", "action"))
     return _demonstrations(arrays["obs"], arrays["action"], episode_ends)
+
+
+def read_episodes(path: str | Path, names: Iterable[str]) -> tuple[dict[str, NDArray[Any]], tuple[int, ...]]:
+    """The named arrays of demonstrations, an ``.npz`` file or a ``.zarr`` folder, and where their episodes end.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: arrays are missing or do not belong together.
+        RuntimeError: the zarr package is needed and not installed.
+    """
+    path = Path(path)
+    places = {name: f"data/{name}" for name in names} | {"episode_ends": "meta/episode_ends"}
+    if not path.exists():
+        raise FileNotFoundError(f"no demonstrations at {path}")
+    if path.is_dir():
+        group = _open_zarr(path)
+        arrays = {name: np.asarray(group[place]) for name, place in places.items() if place in group}
+    else:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in places if name in archive}
+    return arrays, _check_episodes(path, arrays, places)
 
 
 def sequence_windows(
@@ -86,14 +122,6 @@ def sequence_windows(
         windows.append((first[:, None] + torch.arange(horizon)).clamp(start, end - 1))
         start = end
     return torch.cat(windows)
-
-
-def _read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Those of the named arrays that the file has."""
-    if not path.exists():
-        raise FileNotFoundError(f"no demonstrations at {path}")
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in names if name in archive}
 
 
 def _check_episodes(path: Path, arrays: Mapping[str, NDArray[Any]], names: Iterable[str]) -> tuple[int, ...]:
