@@ -61,3 +61,11 @@ def test_a_field_that_was_never_fitted_is_named() -> None:
         LinearNormalizer()["obs"]
     with pytest.raises(RuntimeError, match=r"no field 'obs'.*action"):
         LinearNormalizer.fit({"action": torch.randn(4, 2)})["obs"]
+
+
+def test_an_image_goes_from_minus_1_to_1() -> None:
+    normalizer = LinearNormalizer.fit({"action": torch.rand(5, 2)})
+    normalizer.add_image("image")
+    image = torch.tensor([0.0, 0.5, 1.0]).reshape(1, 1, 3, 1, 1).expand(2, 4, 3, 6, 7)
+    assert torch.equal(normalizer["image"].normalize(image), 2 * image - 1)
+    assert normalizer.state_dict()["params_dict.image.scale"].shape == (1,)

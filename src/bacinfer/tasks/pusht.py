@@ -91,6 +91,17 @@ def make_env() -> Any:
     return PushTEnv(obs_type="state", visualization_width=VIDEO_SIZE, visualization_height=VIDEO_SIZE)
 
 
+def draw_state(env: Any, state: NDArray[np.floating]) -> Frame:
+    """What gym-pusht's own observation of pixels shows in a state (pusher x, y, block x, y, block angle)."""
+    *positions, angle = map(float, state)
+    env.agent.position = positions[:2]
+    env.block.angle = angle  # first: it turns the block about its centre of gravity
+    env.block.position = positions[2:]
+    for body in (env.agent, env.block):
+        env.space.reindex_shapes_for_body(body)
+    return env._render()
+
+
 def initial_state(seed: int) -> NDArray[np.float64]:
     """Pusher x, y, block x, y (pixels), block angle (radians) of a seed, as in Diffusion Policy's environment.
 

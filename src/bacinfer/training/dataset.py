@@ -5,13 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bacinfer import assets
+
+
+class TrainingData(Protocol):
+    """Recorded episodes, one after the other, as training uses them."""
+
+    @property
+    def episode_ends(self) -> tuple[int, ...]:
+        """One past the last step of each episode, ascending."""
+        ...
+
+    @property
+    def fields(self) -> Mapping[str, torch.Tensor]:
+        """What the normaliser maps to [-1, 1], each [steps, …], in data units: the observations, the action."""
+        ...
+
+    def to(self, device: str | torch.device) -> TrainingData: ...
+
+    def batch(self, windows: torch.Tensor) -> dict[str, Any]:
+        """The steps at ``windows`` [B, horizon], as the policy's `compute_loss` takes them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -27,6 +47,10 @@ class Demonstrations:
     obs: torch.Tensor
     action: torch.Tensor
     episode_ends: tuple[int, ...]
+
+    @property
+    def fields(self) -> dict[str, torch.Tensor]:
+        return {"obs": self.obs, "action": self.action}
 
     def to(self, device: str | torch.device) -> Demonstrations:
         return Demonstrations(self.obs.to(device), self.action.to(device), self.episode_ends)
@@ -46,7 +70,7 @@ def read_pusht_demonstrations(path: str | Path) -> Demonstrations:
         ValueError: arrays are missing or do not belong together.
         RuntimeError: the zarr package is needed and not installed.
     """
-    arrays, episode_ends = _read_arrays(Path(path), ("keypoint", "state", "action"))
+    arrays, episode_ends = read_episodes(path, ("keypoint", "state", "action"))
     keypoints = arrays["keypoint"].reshape(episode_ends[-1], -1)
     obs = np.concatenate([keypoints, arrays["state"][:, :2]], axis=1)
     return _demonstrations(obs, arrays["action"], episode_ends)
@@ -60,8 +84,29 @@ def read_demonstrations(path: str | Path) -> Demonstrations:
         ValueError: arrays are missing or do not belong together.
         RuntimeError: the zarr package is needed and not installed.
     """
-    arrays, episode_ends = _read_arrays(Path(path), ("obs", "action"))
+    arrays, episode_ends = read_episodes(path, ("obs", "action"))
     return _demonstrations(arrays["obs"], arrays["action"], episode_ends)
+
+
+def read_episodes(path: str | Path, names: Iterable[str]) -> tuple[dict[str, NDArray[Any]], tuple[int, ...]]:
+    """The named arrays of demonstrations, an ``.npz`` file or a ``.zarr`` folder, and where their episodes end.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: arrays are missing or do not belong together.
+        RuntimeError: the zarr package is needed and not installed.
+    """
+    path = Path(path)
+    places = {name: f"data/{name}" for name in names} | {"episode_ends": "meta/episode_ends"}
+    if not path.exists():
+        raise FileNotFoundError(f"no demonstrations at {path}")
+    if path.is_dir():
+        group = _open_zarr(path)
+        arrays = {name: np.asarray(group[place]) for name, place in places.items() if place in group}
+    else:
+        stored = assets.read_arrays(path)[0]
+        arrays = {name: stored[name] for name in places if name in stored}
+    return arrays, _check_episodes(path, arrays, places)
 
 
 def sequence_windows(
@@ -79,20 +124,6 @@ def sequence_windows(
         windows.append((first[:, None] + torch.arange(horizon)).clamp(start, end - 1))
         start = end
     return torch.cat(windows)
-
-
-def _read_arrays(path: Path, names: Iterable[str]) -> tuple[dict[str, NDArray[Any]], tuple[int, ...]]:
-    """The named arrays, and where the episodes end."""
-    places = {name: f"data/{name}" for name in names} | {"episode_ends": "meta/episode_ends"}
-    if not path.exists():
-        raise FileNotFoundError(f"no demonstrations at {path}")
-    if path.is_dir():
-        group = _open_zarr(path)
-        arrays = {name: np.asarray(group[place]) for name, place in places.items() if place in group}
-    else:
-        stored = assets.read_arrays(path)[0]
-        arrays = {name: stored[name] for name in places if name in stored}
-    return arrays, _check_episodes(path, arrays, places)
 
 
 def _check_episodes(path: Path, arrays: Mapping[str, NDArray[Any]], names: Iterable[str]) -> tuple[int, ...]:

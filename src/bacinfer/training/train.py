@@ -1,4 +1,4 @@
-"""Trains a low-dimensional transformer policy on demonstrations; a run can be interrupted and resumed."""
+"""Trains a transformer policy on demonstrations; a run can be interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bacinfer.policies.checkpoint import acting_weights, create_policy
 from bacinfer.policies.reference import LinearNormalizer
 from bacinfer.tasks import make_task, task_name
 from bacinfer.training.dataset import (
-    Demonstrations,
+    TrainingData,
     read_demonstrations,
     read_pusht_demonstrations,
     sequence_windows,
@@ -33,6 +33,7 @@ from bacinfer.training.dataset import (
 from bacinfer.training.ema import EMAModel
 from bacinfer.training.expert_demonstrations import check_recorded, record_demonstrations
 from bacinfer.training.log import TrainingLog
+from bacinfer.training.pusht_images import read_pusht_images
 
 CONFIG_DIR = Path(__file__).parent / "config"
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -54,11 +55,14 @@ def read_config(overrides: Sequence[str] = (), name: str = "train_pusht") -> Dic
     except HydraException as error:
         raise ValueError(str(error).replace("\n", " ")) from error
     dependent = {
-        "policy.model.input_dim": cfg.action_dim + (0 if cfg.obs_as_cond else cfg.obs_dim),
-        "policy.model.cond_dim": cfg.obs_dim if cfg.obs_as_cond else 0,
         "task.dataset.pad_before": cfg.n_obs_steps - 1 + cfg.n_latency_steps,
         "task.dataset.pad_after": cfg.n_action_steps - 1,
     }
+    if "model" in cfg.policy:  # a policy that sees pictures makes its model itself
+        dependent |= {
+            "policy.model.input_dim": cfg.action_dim + (0 if cfg.obs_as_cond else cfg.obs_dim),
+            "policy.model.cond_dim": cfg.obs_dim if cfg.obs_as_cond else 0,
+        }
     for key, value in dependent.items():
         if OmegaConf.select(cfg, key) is None:
             OmegaConf.update(cfg, key, value)
@@ -75,7 +79,7 @@ class Trainer:
     """
 
     def __init__(
-        self, cfg: DictConfig, demonstrations: Demonstrations, output_dir: Path, init_from: Path | None = None
+        self, cfg: DictConfig, demonstrations: TrainingData, output_dir: Path, init_from: Path | None = None
     ) -> None:
         self.cfg = cfg
         self.output_dir = output_dir
@@ -229,21 +233,27 @@ class Trainer:
         self.log.add(global_step=self.global_step, epoch=self.epoch, lr=lr, **entry)
 
 
-def fit_normalizer(demonstrations: Demonstrations, normalize_obs: str) -> LinearNormalizer:
+def fit_normalizer(demonstrations: TrainingData, normalize_obs: str) -> LinearNormalizer:
     """Maps the actions' range to [-1, 1], and the observations' too (``range``) or their standard deviation (``std``).
 
-    The latter keeps rare extremes from squeezing what is common into a small part of [-1, 1].
+    The latter keeps rare extremes from squeezing what is common into a small part of [-1, 1]. Pictures (uint8) are
+    mapped from 0 to 1, which is how the policy takes them.
 
     Raises:
         ValueError: another word.
     """
-    obs, action = demonstrations.obs, demonstrations.action
+    vectors = {name: values for name, values in demonstrations.fields.items() if values.dtype != torch.uint8}
     if normalize_obs == "range":
-        return LinearNormalizer.fit({"obs": obs, "action": action})
-    if normalize_obs == "std":
-        mean, std = obs.mean(0), obs.std(0)
-        return LinearNormalizer.from_ranges({"obs": (mean - std, mean + std), "action": action.aminmax(dim=0)})
-    raise ValueError(f"training.normalize_obs is {normalize_obs!r}; known: range, std")
+        normalizer = LinearNormalizer.fit(vectors)
+    elif normalize_obs == "std":
+        means = {name: (values.mean(0), values.std(0)) for name, values in vectors.items() if name != "action"}
+        ranges = {name: (mean - std, mean + std) for name, (mean, std) in means.items()}
+        normalizer = LinearNormalizer.from_ranges({**ranges, "action": vectors["action"].aminmax(dim=0)})
+    else:
+        raise ValueError(f"training.normalize_obs is {normalize_obs!r}; known: range, std")
+    for name in demonstrations.fields.keys() - vectors.keys():
+        normalizer.add_image(name)
+    return normalizer
 
 
 def read_initial_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -271,14 +281,20 @@ def read_initial_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def export_checkpoint(source: Path, path: Path) -> None:
-    """Write a small checkpoint with the acting weights of ``source`` alone, the model's in half precision.
+    """Write a small checkpoint with the acting weights of ``source`` alone, the networks' in half precision.
 
     On Push-T the rounding moves actions by 0.02 pixels (RMS), where another noise draw moves them by tens. The
     normaliser keeps single precision: it maps pixels.
     """
     checkpoint = read_checkpoint(source)
+    halves: dict[tuple[int, torch.Size], torch.Tensor] = {}  # weights with two names stay one
+
+    def half(weight: torch.Tensor) -> torch.Tensor:
+        return halves.setdefault((weight.data_ptr(), weight.shape), weight.half())
+
     weights = {
-        name: value.half() if name.startswith("model.") else value for name, value in acting_weights(checkpoint).items()
+        name: half(value) if name.startswith(("model.", "obs_encoder.")) else value
+        for name, value in acting_weights(checkpoint).items()
     }
     # both names refer to the same tensors, which the file holds once
     states = {"model": weights, "ema_model": weights}
@@ -348,15 +364,20 @@ def _set_rng_state(device: torch.device, states: dict[str, bytes]) -> None:
         torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
-def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> Demonstrations:
+def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> TrainingData:
     """The demonstrations of a configuration's task, at its own place or at ``path``.
 
-    Those of a scripted expert are recorded if there are none yet.
+    Those of a scripted expert are recorded if there are none yet, and pictures drawn.
 
     Raises:
         ValueError: those that are there were recorded with other settings.
     """
     dataset = cfg.task.dataset
+    if "shape_meta" in cfg.task:
+        seen = cfg.n_obs_steps if cfg.obs_as_cond else cfg.horizon
+        return read_pusht_images(
+            path or dataset.zarr_path, cfg.training.frames_dir, n_obs_steps=seen, noise_draws=cfg.training.noise_draws
+        )
     if "zarr_path" in dataset:
         read = read_pusht_demonstrations if task_name(cfg) == "pusht" else read_demonstrations
         return read(path or dataset.zarr_path)
@@ -372,8 +393,8 @@ def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> Demonstrat
 def build_parser(config: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{config}.py",
-        description="Train a low-dimensional transformer diffusion policy on demonstrations. Running the same command "
-        "again continues an interrupted run.",
+        description="Train a transformer diffusion policy on demonstrations. Running the same command again continues "
+        "an interrupted run.",
     )
     parser.add_argument(
         "-o", "--output_dir", required=True, type=path_argument, help="folder of the run: checkpoints, log"

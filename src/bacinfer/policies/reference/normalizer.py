@@ -57,6 +57,11 @@ class LinearNormalizer(nn.Module):
             normalizer._add_field(field, {"min": minimum, "max": maximum})
         return normalizer
 
+    def add_image(self, field: str) -> None:
+        """Map a field of images from [0, 1] to [-1, 1]."""
+        uniform = {"min": 0.0, "max": 1.0, "mean": 0.5, "std": 12**-0.5}
+        self._add_field(field, {name: torch.tensor([value]) for name, value in uniform.items()})
+
     def _add_field(self, field: str, stats: dict[str, torch.Tensor]) -> None:
         width = stats["max"] - stats["min"]
         constant = width < MIN_RANGE

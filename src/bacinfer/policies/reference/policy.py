@@ -1,4 +1,4 @@
-"""Diffusion Policy's transformer policy for low-dimensional observations: sampling and training loss."""
+"""What Diffusion Policy's transformer policies have in common: sampling, and the training loss."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class ObservedPart(PlacedModule):
         return mask
 
 
-class DiffusionTransformerLowdimPolicy(PlacedModule):
-    """Denoises an action trajectory, given the latest observations.
+class DiffusionTransformerPolicy(PlacedModule):
+    """Denoises an action trajectory, given the latest observations, each a vector of `obs_dim` normalised numbers.
 
     The observation is either a condition of the model (``obs_as_cond``) or the fixed part of a joint trajectory of
     actions and observations, of which the rest is painted in.
@@ -83,6 +83,9 @@ class DiffusionTransformerLowdimPolicy(PlacedModule):
     def reset(self) -> None:
         """Nothing to forget between episodes."""
 
+    def set_normalizer(self, normalizer: nn.Module) -> None:
+        self.normalizer.load_state_dict(normalizer.state_dict())
+
     @program_stands_for
     def conditional_sample(
         self,
@@ -106,83 +109,54 @@ class DiffusionTransformerLowdimPolicy(PlacedModule):
             trajectory = self.noise_scheduler.step(noise, t, trajectory, generator=generator, **kwargs).prev_sample
         return torch.where(condition_mask, condition_data, trajectory)
 
-    def predict_action(self, obs_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Plan from the latest observations.
-
-        Args:
-            obs_dict: ``{"obs": [B, n_obs_steps or more, obs_dim]}``; the first ``n_obs_steps`` are used.
-
-        Returns:
-            ``action`` [B, n_action_steps, action_dim] and ``action_pred`` [B, horizon, action_dim]; when the
-            observation is painted in, also ``action_obs_pred`` and ``obs_pred``.
-
-        Raises:
-            ValueError: the observation is missing or has another width.
-        """
-        if set(obs_dict) != {"obs"}:
-            raise ValueError(f"obs_dict must hold 'obs' alone, found {sorted(obs_dict)}")
-        obs = obs_dict["obs"]
-        if obs.ndim != 3 or obs.shape[1] < self.n_obs_steps or obs.shape[2] != self.obs_dim:
-            raise ValueError(
-                f"observation of shape {tuple(obs.shape)}, expected [B, {self.n_obs_steps}, {self.obs_dim}]"
-            )
-        observed = self.normalizer["obs"].normalize(obs)[:, : self.n_obs_steps]
-
+    def _sample(self, observed: torch.Tensor) -> torch.Tensor:
+        """A normalised trajectory [B, T, action_dim (+ obs_dim)] for what was observed [B, n_obs_steps, obs_dim]."""
         length = self.n_action_steps if self.pred_action_steps_only else self.horizon
         width = self.action_dim if self.obs_as_cond else self.action_dim + self.obs_dim
-        condition = torch.zeros(len(obs), length, width, device=self.device, dtype=self.dtype)
+        condition = torch.zeros(len(observed), length, width, device=self.device, dtype=self.dtype)
         if not self.obs_as_cond:
             condition[:, : self.n_obs_steps, self.action_dim :] = observed
-        sample = self.conditional_sample(
+        return self.conditional_sample(
             condition,
             self.mask_generator(condition.shape),
             cond=observed if self.obs_as_cond else None,
             **self.kwargs,
         )
 
-        executed = slice(None) if self.pred_action_steps_only else self._executed
+    def _actions(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A trajectory's ``action`` [B, n_action_steps, action_dim] and ``action_pred`` [B, T, action_dim], in data
+        units."""
         action_pred = self.normalizer["action"].unnormalize(sample[..., : self.action_dim])
-        result = {"action": action_pred[:, executed], "action_pred": action_pred}
-        if not self.obs_as_cond:
-            obs_pred = self.normalizer["obs"].unnormalize(sample[..., self.action_dim :])
-            result |= {"action_obs_pred": obs_pred[:, executed], "obs_pred": obs_pred}
-        return result
+        return {
+            "action": action_pred if self.pred_action_steps_only else action_pred[:, self._executed],
+            "action_pred": action_pred,
+        }
 
-    def set_normalizer(self, normalizer: nn.Module) -> None:
-        self.normalizer.load_state_dict(normalizer.state_dict())
-
-    def get_optimizer(
-        self, weight_decay: float, learning_rate: float, betas: tuple[float, float]
-    ) -> torch.optim.Optimizer:
-        """AdamW with weight decay on the model's matrices only."""
-        return self.model.configure_optimizers(learning_rate, weight_decay, (betas[0], betas[1]))
-
-    def compute_loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _denoising_loss(self, observed: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Mean squared error of the noise predicted at random timesteps (Ho et al., 2020, algorithm 1).
 
         Args:
-            batch: ``obs`` [B, horizon, obs_dim] and ``action`` [B, horizon, action_dim], in data units.
+            observed: normalised, [B, n_obs_steps, obs_dim] if it is the condition, [B, horizon, obs_dim] if not.
+            action: [n B, horizon, action_dim], in data units; n rows in a row belong to each observation.
         """
-        normalised = self.normalizer.normalize(batch)
-        obs, trajectory = normalised["obs"], normalised["action"]
-        cond = None
-        if self.obs_as_cond:
-            cond = obs[:, : self.n_obs_steps]
-            if self.pred_action_steps_only:
-                trajectory = trajectory[:, self._executed]
-        else:
-            trajectory = torch.cat([trajectory, obs], dim=-1)
-        observed = self.mask_generator(trajectory.shape)
+        observed = observed.repeat_interleave(len(action) // len(observed), dim=0)
+        trajectory = self.normalizer["action"].normalize(action)
+        if not self.obs_as_cond:
+            trajectory = torch.cat([trajectory, observed], dim=-1)
+        elif self.pred_action_steps_only:
+            trajectory = trajectory[:, self._executed]
+        given = self.mask_generator(trajectory.shape)
 
         noise = torch.randn(trajectory.shape, device=trajectory.device)
         timesteps = torch.randint(
             0, self.noise_scheduler.config.num_train_timesteps, (len(trajectory),), device=trajectory.device
         )
         noisy = self.noise_scheduler.add_noise(trajectory, noise, timesteps)
-        prediction = self.model(torch.where(observed, trajectory, noisy), timesteps, cond)
+        cond = observed if self.obs_as_cond else None
+        prediction = self.model(torch.where(given, trajectory, noisy), timesteps, cond)
 
         kind = self.noise_scheduler.config.prediction_type
         targets = {"epsilon": noise, "sample": trajectory}
         if kind not in targets:
             raise ValueError(f"prediction_type {kind!r} cannot be trained; known: {', '.join(targets)}")
-        return (F.mse_loss(prediction, targets[kind], reduction="none") * ~observed).mean()
+        return (F.mse_loss(prediction, targets[kind], reduction="none") * ~given).mean()
