@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bacinfer import CacheSchedule, FastDiffusionPolicy
 from bacinfer.core.blocks import find_blocks
+from bacinfer.core.engines.fused.policy_watch import PolicyWatch
 from bacinfer.core.optimal_steps import read_optimal_schedule
 from bacinfer.evaluation.table import format_table
 from bacinfer.policies import Checkpoint
@@ -111,6 +112,9 @@ def measure_cpu(n_emb: int, calls: int) -> None:
     print_times("batch 1", times, "plain")
     print_times("batch 1, the same schedule", {n: times[n] for n in ("eager, BAC", "fused, BAC")}, "eager, BAC")
     print_memory(fused)
+    watch = PolicyWatch(fused)
+    seconds = best(lambda: watch.unchanged(fused), repeats=100)
+    print(f"looking for changes: {seconds * 1e6:.0f} µs a call, {seconds / times['fused, BAC']:.1%}")
     print_limits(policy, schedule, times["fused, BAC"])
     for batch in (8, 56):
         rest = {name: every[name] for name in ("eager, BAC", "fused, BAC")}

@@ -50,7 +50,7 @@ def test_steps_files_of_others_may_hold_arrays(tmp_path: Path, stored: object) -
 def test_damaged_description_of_a_steps_file(tmp_path: Path) -> None:
     path = assets.write_steps(tmp_path, "m", "l1", [0], 100)
     path.with_suffix(".json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="line 1: this is no JSON"):
         assets.read_steps(path, 100)
 
 

@@ -8,8 +8,8 @@
         optimal_steps/<metric>/<module>/optimal_steps_<module>_<M>_<metric>.pkl|.json|.txt
         bu_block_selection/block_l1_errors.pkl, top_<N>_error_blocks.pkl
 
-The pickles are those that BACInfer reads and writes: a ``list[int]`` and a ``dict[str, float]``. Nothing here
-unpickles arbitrary objects.
+The pickles are those that BACInfer reads and writes: a ``list[int]`` and a ``dict[str, float]``; its recordings are
+dicts of arrays or tensors. Nothing here unpickles arbitrary objects.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from __future__ import annotations
 import fcntl
 import glob
 import json
+import math
 import os
 import pickle
 import re
 import shutil
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bacinfer import safe_pickle
+from bacinfer.safe_zip import open_zip
 
 _METADATA = "metadata.json"  # the entry of an .npz file that holds its metadata
 _PLAIN_DATA = {**safe_pickle.TENSOR_GLOBALS, **safe_pickle.ARRAY_GLOBALS}
@@ -161,7 +162,7 @@ def write_steps(
 
 
 def read_steps(path: str | Path, num_inference_steps: int) -> list[int]:
-    """The update steps in a steps file, unchecked but for their type and, where it is recorded, their K.
+    """The update steps in a steps file, unchecked but for their types and, where it is recorded, their K.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -170,23 +171,20 @@ def read_steps(path: str | Path, num_inference_steps: int) -> list[int]:
     """
     path = Path(path)
     steps = read_pickle(path)
-    if isinstance(steps, (np.ndarray, tuple)):
-        steps = list(steps)
-    if not isinstance(steps, list):
-        raise ValueError(f"{path}: expected a list of update steps, found {type(steps).__name__}")
+    if isinstance(steps, np.ndarray):
+        steps = steps.tolist()
+    if not isinstance(steps, (list, tuple)) or not all(type(s) is int or isinstance(s, np.integer) for s in steps):
+        raise ValueError(f"{path}: expected a list of update steps, found {_describe(steps)}")
     description = path.with_suffix(".json")
     if description.is_file():
-        try:
-            recorded = json.loads(description.read_text())
-        except ValueError as error:
-            raise ValueError(f"{description} is not valid JSON: {error}") from error
+        recorded = parse_json(description.read_bytes(), description)
         made_for = recorded.get("num_inference_steps", num_inference_steps) if isinstance(recorded, dict) else None
         if made_for != num_inference_steps:
             raise ValueError(
-                f"{path} was made for K = {made_for} denoising steps, the policy has {num_inference_steps}; "
-                f"run the analysis again for this policy"
+                f"{path} was made for K = {safe_pickle.shorten(made_for)} denoising steps, the policy has "
+                f"{num_inference_steps}; run the analysis again for this policy"
             )
-    return steps
+    return [int(s) for s in steps]
 
 
 def available_steps(steps_dir: str | Path) -> list[tuple[str, int]]:
@@ -210,11 +208,16 @@ def read_block_errors(path: str | Path) -> dict[str, float]:
         ValueError: if it holds something else.
     """
     errors = read_pickle(path)
-    if not isinstance(errors, dict) or not all(
-        isinstance(k, str) and isinstance(v, (int, float, np.number)) for k, v in errors.items()
-    ):
+    if not isinstance(errors, dict) or not all(isinstance(k, str) and _is_finite(v) for k, v in errors.items()):
         raise ValueError(f"{path}: expected a dict from block keys to errors, found {_describe(errors)}")
     return {key: float(value) for key, value in errors.items()}
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, (int, float, np.number)) and math.isfinite(value)
+    except (OverflowError, TypeError):  # no float is so large; complex numbers
+        return False
 
 
 # -- residuals ---------------------------------------------------------------------------------------------------
@@ -273,16 +276,22 @@ def read_arrays(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, An
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, or no .npz file of plain arrays.
     """
+    path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_zip(path), np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        return arrays, json.loads(str(arrays.pop(_METADATA, "{}")))
+        metadata = parse_json(str(arrays.pop(_METADATA, "{}")).encode(), path)
+        other = [name for name, array in arrays.items() if array.dtype.kind not in "biufc"]
+        if other or not isinstance(metadata, dict):
+            raise ValueError(f"found {safe_pickle.shorten(other[:1] or metadata)} where numbers are expected")
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive can raise nearly anything
         raise ValueError(
-            f"{path} is not a complete .npz file of plain arrays ({error}); delete it and make it again"
+            f"{path} is not a complete .npz file of plain arrays ({type(error).__name__}: "
+            f"{safe_pickle.shorten(error)}); delete it and make it again"
         ) from error
+    return arrays, metadata
 
 
 def write_pickle(path: str | Path, data: Any) -> None:
@@ -298,17 +307,15 @@ def read_pickle(path: str | Path) -> Any:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is damaged or holds anything else; names the file and the type.
     """
+    data = Path(path).read_bytes()
     try:
-        with Path(path).open("rb") as file:
-            return safe_pickle.load(file, _PLAIN_DATA)
+        return safe_pickle.load(data, _PLAIN_DATA)
     except safe_pickle.UnsafePickleError as error:
         raise ValueError(
             f"{path}: {error}; an assets file holds plain data only, so nothing of it was loaded"
         ) from error
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise ValueError(f"{path} is damaged or no pickle ({type(error).__name__}: {error})") from error
+    except safe_pickle.DamagedPickleError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -342,4 +349,4 @@ def parse_json(text: bytes, path: Path, line: int = 1) -> Any:
 
 
 def _describe(data: Any) -> str:
-    return f"{type(data).__name__} {str(data)[:80]!r}"
+    return f"{type(data).__name__} {safe_pickle.shorten(data)}"

@@ -19,7 +19,7 @@ from bacinfer.core.cache_request import (
     resolve_request,
 )
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.core.engines import ENGINES, AutoEngine
+from bacinfer.core.engines import AUTO, ENGINES
 from bacinfer.policies import Checkpoint, build_policy, read_checkpoint
 
 DEFAULT_NUM_CACHES = 10
@@ -151,8 +151,8 @@ def add_engine_argument(parser: argparse._ActionsContainer) -> None:
     """--engine"""
     parser.add_argument(
         "--engine",
-        choices=tuple(ENGINES),
-        default=AutoEngine.name,
+        choices=ENGINES,
+        default=AUTO,
         help="what runs the schedule: auto, the fastest that can; eager, layer by layer; fused, the whole denoising "
         "loop as one program; cuda_graph, as one CUDA graph. With --cache_mode original the last two are lossless "
         "(default: %(default)s)",

@@ -414,10 +414,10 @@ def test_sampler_that_calls_the_model_another_number_of_times_is_refused(policy:
             return {"action_pred": x}
 
     policy = apply_cache(Twice())
-    with pytest.raises(RuntimeError, match="more than K = 10 times"):
+    with pytest.raises(RuntimeError, match="more than K = 10 denoising steps"):
         act(policy)
     policy.calls = 9
-    with pytest.raises(RuntimeError, match="called the model 9 times"):
+    with pytest.raises(RuntimeError, match="took 9 denoising steps"):
         act(policy)
 
 
@@ -438,6 +438,39 @@ def test_batch_that_changes_within_a_trajectory_is_refused(policy: TinyPolicy) -
     policy.model(torch.zeros(2, 4, WIDTH), torch.tensor(0), torch.zeros(2, 2, WIDTH))
     with pytest.raises(RuntimeError, match="inputs changed within a denoising trajectory"):
         policy.model(torch.zeros(1, 4, WIDTH), torch.tensor(1), torch.zeros(1, 2, WIDTH))
+
+
+def test_a_layer_in_two_places_is_refused(policy: TinyPolicy) -> None:
+    policy.model.decoder.layers[1] = policy.model.decoder.layers[0]
+    plain = act(policy)
+    assert torch.equal(act(apply_cache(policy, cache_threshold=1)), plain)
+    apply_cache(policy, cache_threshold=3)
+    with pytest.raises(RuntimeError, match=r"'decoder.layers.0' ran twice in denoising step 0.*in two places"):
+        act(policy)
+
+
+def test_a_layer_with_another_forward_of_its_own_is_refused(policy: TinyPolicy) -> None:
+    layer = policy.model.decoder.layers[1]
+    own_forward = layer.forward
+    layer.forward = lambda *args, **kwargs: 2 * own_forward(*args, **kwargs)
+    with pytest.raises(ValueError, match=r"the forward of layer 'decoder.layers.1' was replaced"):
+        apply_cache(policy)
+
+
+def test_a_loss_is_never_cached(policy: TinyPolicy) -> None:
+    class Trained(TinyPolicy):
+        def compute_loss(self, seed: int) -> Tensor:
+            args = torch.randn(3, 4, WIDTH, generator=torch.Generator().manual_seed(seed)), torch.tensor(seed)
+            return self.model(*args, torch.ones(3, 2, WIDTH)).square().mean()
+
+    policy = Trained()
+    expected = [policy.compute_loss(seed) for seed in range(3)]
+    apply_cache(policy)
+    policy.reset_cache()
+    assert [policy.compute_loss(seed) for seed in range(3)] == expected
+    assert torch.equal(act(policy), act(apply_cache(Trained())))
+    remove_cache(policy)
+    assert "compute_loss" not in vars(policy)
 
 
 # -- copies, pickles, threads ----------------------------------------------------------------------------------------

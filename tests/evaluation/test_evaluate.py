@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+import stand_in_runner
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.evaluation import comparison
 from bacinfer.evaluation.comparison import calibration_observations, evaluate
 from bacinfer.evaluation.evaluate import main
 from bacinfer.evaluation.methods import Method, parse_method
+from bacinfer.evaluation.report import write_report
 from bacinfer.evaluation.results_table import ResultsTable
 from bacinfer.evaluation.schedules import ScheduleSource, prepare
 from bacinfer.evaluation.table import format_table
@@ -24,7 +27,7 @@ from bacinfer.evaluation.video import side_by_side
 from bacinfer.tasks import PushTTask
 from bacinfer.tasks.video import frame_rate, open_video, read_video
 from evaluation.conftest import MAX_STEPS
-from tiny_policies import K
+from tiny_policies import K, write_tiny_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -175,6 +178,27 @@ def test_run_again_keeps_what_is_there(
     assert ResultsTable(output_dir).rows()[0].latency_p50 != first[0].latency_p50
 
 
+def test_videos_of_a_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diffusion Policy's runners film in their own way: names of chance, 12.5 frames a second, a log of paths."""
+    stand_in_runner.install(monkeypatch)
+    runner = [f"task.env_runner._target_={stand_in_runner.STAND_IN_RUNNER}", "+task.env_runner.obs_dim=20"]
+    checkpoint = write_tiny_checkpoint(tmp_path / "tiny.ckpt", *runner, "task.env_runner.max_steps=4")
+    output_dir = tmp_path / "results"
+    flags = [f"--checkpoint={checkpoint}", f"--output_dir={output_dir}", "--n_test=2", "--latency_calls=1"]
+    assert main([*flags, "--cache_mode=threshold", "--num_caches=3"]) == 0
+    runs = [output_dir / row.directory for row in ResultsTable(output_dir).rows()]
+    both = output_dir / "media" / "side_by_side.mp4"
+    assert set(output_dir.rglob("*.mp4")) == {both, *(directory / "media" / "100000.mp4" for directory in runs)}
+    assert len(list(read_video(both))) == 4
+    assert frame_rate(both) == stand_in_runner.FPS
+    for directory in runs:
+        video = directory / "media" / "100000.mp4"
+        assert read(directory / "fast_eval_log.json")["test/sim_video_100000"] == str(video)
+    html = write_report(output_dir).read_text()
+    assert html.count('src="data:video/mp4;base64,') == 2
+    assert "plain: score 0.50" in html
+
+
 @pytest.mark.parametrize("spec", ["threshold:1", f"ddim:{K}+uniform:{K}"])
 def test_scores_do_not_depend_on_what_ran_before(pusht_policy: Any, spec: str) -> None:
     """All methods see the same noise: a cache that computes everything changes no score."""
@@ -206,6 +230,23 @@ def test_a_failing_rollout_leaves_the_policy_plain(pusht_policy: Any, monkeypatc
     assert FastDiffusionPolicy.summary(pusht_policy).mode == "original"
     assert pusht_policy.noise_scheduler is sampler
     assert pusht_policy.num_inference_steps == K
+
+
+def test_episodes_come_before_the_timing(pusht_policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls take seconds on some tasks: an environment that does not run shows before."""
+    done: list[str] = []
+
+    def note(name: str, function: Any) -> Any:
+        return lambda *args, **options: done.append(name) or function(*args, **options)
+
+    for name in ("measure_latency", "normalised_actions"):
+        monkeypatch.setattr(comparison, name, note(name, getattr(comparison, name)))
+    monkeypatch.setattr(PushTTask, "rollout", note("rollout", PushTTask.rollout))
+    task, method = PushTTask(max_steps=8), parse_method("threshold:2")
+    observations = calibration_observations(pusht_policy, task)
+    schedule = prepare(pusht_policy, task, method, ScheduleSource("", Path()))
+    evaluate(pusht_policy, task, [1], observations, method, schedule, latency_calls=1)
+    assert done == ["rollout", "measure_latency", "measure_latency", "normalised_actions"]
 
 
 @pytest.mark.parametrize(

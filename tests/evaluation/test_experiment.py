@@ -138,6 +138,32 @@ def test_a_failure_does_not_stop_the_others(asked: Experiment, tmp_path: Path) -
     assert keys(tmp_path) == ["plain", "uniform:5"]
 
 
+def test_a_failed_run_of_the_plain_policy_is_not_run_again(
+    asked: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts: list[Any] = []
+
+    def fail(*_: Any, **__: Any) -> Rollout:
+        rollouts.append(_)
+        raise RuntimeError("no kitchen")
+
+    monkeypatch.setattr(PushTTask, "rollout", fail)
+    others = [replace(asked, method=parse_method(f"uniform:{M}")) for M in (3, 4)]
+    outcomes = run_all([replace(asked, method=PLAIN), *others], tmp_path / "plain first")
+    assert len(rollouts) == 1
+    assert [outcome.detail for outcome in outcomes] == [
+        "no kitchen",
+        *["the plain policy, which it is compared with, failed: no kitchen"] * 2,
+    ]
+    outcomes = run_all(others, tmp_path / "plain implied")
+    assert len(rollouts) == 2
+    assert {outcome.detail for outcome in outcomes} == {
+        "the plain policy, which it is compared with, failed: no kitchen"
+    }
+    run_all([replace(asked, first_seed=7)], tmp_path / "plain implied")
+    assert len(rollouts) == 3  # another plain run
+
+
 def run_there(asked: Experiment, results_dir: Path) -> None:
     run(asked, results_dir)
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from bacinfer.policies import load_policy, read_checkpoint
-from bacinfer.tasks import MetaWorldTask, make_task
+from bacinfer.tasks import MetaWorldTask, make_task, task_name
 from bacinfer.tasks.base import Rollout
 from bacinfer.training import train
 from bacinfer.training.dataset import Demonstrations, read_pusht_demonstrations
@@ -359,6 +359,21 @@ def test_a_robot_arm_s_task_has_to_be_chosen(tmp_path: Path, capsys: pytest.Capt
     error = capsys.readouterr().err
     assert "task=" in error
     assert "drawer_open" in error
+
+
+def test_block_pushing(tmp_path: Path) -> None:
+    cfg = read_config(["task=block_pushing"])
+    assert task_name(cfg) == "block_pushing"
+    assert (cfg.policy.horizon, cfg.policy.n_obs_steps, cfg.policy.n_action_steps) == (5, 3, 1)
+    assert (cfg.policy.model.input_dim, cfg.policy.model.cond_dim, cfg.policy.model.n_emb) == (2, 16, 256)
+    assert (cfg.task.dataset.pad_before, cfg.task.dataset.pad_after) == (2, 0)
+    rng = np.random.default_rng(0)
+    data = tmp_path / "demos.npz"
+    np.savez(data, obs=rng.normal(size=(30, 16)), action=rng.normal(size=(30, 2)), episode_ends=np.array([12, 30]))
+    command = ["-o", str(tmp_path / "run"), "--data", str(data), "task=block_pushing"]
+    assert main([*command, *TINY, "training.num_epochs=1"]) == 0
+    policy = load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt")
+    assert (policy.obs_dim, policy.action_dim, policy.n_action_steps) == (16, 2, 1)
 
 
 def test_entries_that_follow_from_others() -> None:

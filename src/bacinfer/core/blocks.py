@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bacinfer.core.bubbling import split_block_key
+from bacinfer.core.patching import replaced_methods
 
 
 def add_residual(layer: nn.Module, x: Tensor, residual: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -48,15 +49,26 @@ class ResidualBlock:
 
 @dataclass(frozen=True)
 class LayerAdapter:
-    """The residual blocks of a layer class, in the order of its forward."""
+    """The residual blocks of a layer class, in the order of its forward.
+
+    Attributes:
+        layer_class: The class.
+        forward: Its forward when it was registered, which is what the blocks are known to be parts of.
+        blocks: The blocks.
+    """
 
     layer_class: type[nn.Module]
+    forward: Callable[..., Any]
     blocks: tuple[ResidualBlock, ...]
 
     @property
     def input_name(self) -> str:
         """Name of the forward's first argument, for layers that are called with keywords."""
-        return list(inspect.signature(self.layer_class.forward).parameters)[1]
+        return list(inspect.signature(self.forward).parameters)[1]
+
+    def fits(self, layer: nn.Module) -> bool:
+        """Whether the layer's class computes what the blocks are parts of: an overridden forward need not."""
+        return type(layer).forward is self.forward
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,7 @@ def register_layer(layer_class: type[nn.Module], blocks: Sequence[ResidualBlock]
         raise ValueError(f"{layer_class.__name__} needs at least one block and a kind of its own for each, got {kinds}")
     if layer_class in _ADAPTERS:
         raise ValueError(f"{layer_class.__name__} is registered already; call unregister_layer first")
-    _ADAPTERS[layer_class] = LayerAdapter(layer_class, tuple(blocks))
+    _ADAPTERS[layer_class] = LayerAdapter(layer_class, layer_class.forward, tuple(blocks))
 
 
 def unregister_layer(layer_class: type[nn.Module]) -> None:
@@ -141,8 +153,14 @@ def find_blocks(model: nn.Module) -> list[Block]:
 
     Raises:
         ValueError: if no layer of a registered class is found; the message lists the layer classes that are
-            there. Also if a layer lacks a submodule that its adapter names.
+            there. Also if a layer lacks a submodule that its adapter names, if something else replaced its forward,
+            or if the model was compiled by `torch.compile`.
     """
+    if hasattr(model, "_orig_mod"):
+        raise ValueError(
+            "the model was compiled by torch.compile, and a cache cannot reach into its graphs; give the policy the "
+            "module beneath (policy.model = policy.model._orig_mod), whose whole denoising loop the fused engines run"
+        )
     layers = [(name, layer, _adapter(layer)) for name, layer in model.named_modules()]
     known = [(name, layer, adapter) for name, layer, adapter in layers if adapter is not None]
     if not known:
@@ -156,15 +174,19 @@ def find_blocks(model: nn.Module) -> list[Block]:
                 f"layer {block.layer_name!r} ({type(block.layer).__name__}) has no submodule {missing}, which its "
                 f"registration as {block.adapter.layer_class.__name__} names; check register_layer"
             )
+        if "forward" in replaced_methods(block.layer):
+            raise ValueError(
+                f"the forward of layer {block.layer_name!r} was replaced by something else, whose residual blocks are "
+                f"not known; undo that first"
+            )
     return blocks
 
 
 def _adapter(layer: nn.Module) -> LayerAdapter | None:
     for layer_class in type(layer).__mro__:
         if layer_class in _ADAPTERS:
-            # An overridden forward need not consist of the same residual blocks.
-            same_forward = type(layer).forward is layer_class.forward
-            return _ADAPTERS[layer_class] if same_forward else None
+            adapter = _ADAPTERS[layer_class]
+            return adapter if adapter.fits(layer) else None
     return None
 
 

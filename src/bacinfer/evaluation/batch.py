@@ -26,7 +26,7 @@ from bacinfer.command_options import (
     run_command,
 )
 from bacinfer.core.cache_request import DEFAULT_METRIC, check_effect
-from bacinfer.evaluation.experiment import Experiment, attempt
+from bacinfer.evaluation.experiment import Attempts, Experiment
 from bacinfer.evaluation.methods import Method
 from bacinfer.evaluation.options import add_episode_arguments
 from bacinfer.evaluation.results import LOG_FILE, copy_results
@@ -209,11 +209,12 @@ def run_batch(args: argparse.Namespace, tasks: Sequence[TaskInfo], methods: Meth
     output_dir = args.output_dir or RESULTS_ROOT / name
     results_dir = args.output_dir or RESULTS_ROOT
     jobs = plan(tasks, methods, args)
+    attempts = Attempts(results_dir, force=args.force, debug=args.debug)
     outcomes: list[Outcome] = []
     for number, job in enumerate(jobs, start=1):
         print(f"[{number}/{len(jobs)}] {job.name}: {job.checkpoint or 'no checkpoint'}", flush=True)
         directory = job.directory(output_dir, several_methods=len(methods) > 1)
-        outcomes.append(_run_job(job, directory, results_dir, args))
+        outcomes.append(_run_job(job, directory, results_dir, attempts, args))
         if outcomes[-1].row is None:
             print(f"{outcomes[-1].status}: {outcomes[-1].detail}", file=sys.stderr)
         write_csv(output_dir / CSV_FILE, outcomes)
@@ -243,7 +244,7 @@ def plan(tasks: Sequence[TaskInfo], methods: Methods, args: argparse.Namespace) 
     return jobs
 
 
-def _run_job(job: Job, directory: Path, results_dir: Path, args: argparse.Namespace) -> Outcome:
+def _run_job(job: Job, directory: Path, results_dir: Path, attempts: Attempts, args: argparse.Namespace) -> Outcome:
     if job.checkpoint is None:
         expected = f"checkpoint/[low_dim/]{job.task.name}/diffusion_policy_transformer/train_{job.seed}/checkpoints"
         return Outcome(job, "missing", detail=f"no {job.checkpoint_type} checkpoint in {expected}")
@@ -259,7 +260,7 @@ def _run_job(job: Job, directory: Path, results_dir: Path, args: argparse.Namesp
         training_seed=job.training_seed,
         checkpoint_type=None if job.training_seed is None else job.checkpoint_type,
     )
-    found = attempt(experiment, results_dir, force=args.force, debug=args.debug)
+    found = attempts.run(experiment)
     if found.row is None:
         return Outcome(job, found.status, detail=found.detail)
     run_dir = results_dir / found.row.directory

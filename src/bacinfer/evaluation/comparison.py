@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.core.engines import AutoEngine
+from bacinfer.core.engines import AUTO
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.core.summary import CacheSummary
 from bacinfer.evaluation.action_error import normalised_actions, rms_difference
@@ -96,7 +96,7 @@ def evaluate(
     method: Method = PLAIN,
     schedule: CacheSchedule | None = None,
     *,
-    engine: str = AutoEngine.name,
+    engine: str = AUTO,
     latency_calls: int = 20,
     noise_seed: int = 0,
     n_envs: int | None = None,
@@ -104,8 +104,9 @@ def evaluate(
 ) -> Result:
     """Evaluates `method` on a plain policy, which it leaves plain.
 
-    All methods see the same initial states and, as far as they draw it, the same sampling noise. The plain policy is
-    timed next to the method, so that a machine whose load changes favours neither.
+    All methods see the same initial states and, as far as they draw it, the same sampling noise. The episodes come
+    first: an environment that cannot run shows before anything slow. The plain policy is timed next to the method, so
+    that a machine whose load changes favours neither.
 
     Args:
         seeds: One episode each.
@@ -116,16 +117,18 @@ def evaluate(
         n_envs: How many environments run at once; None for the task's own number.
         video_dir: Where the first seed's episode is filmed to; None films nothing.
     """
+    options: dict[str, Any] = {} if n_envs is None else {"n_envs": n_envs}
+    video_seeds = () if video_dir is None else seeds[:1]
+    with applied(policy, method, schedule, engine):
+        rollout = task.rollout(
+            policy, seeds, noise_seed=noise_seed, video_dir=video_dir, video_seeds=video_seeds, **options
+        )
     plain_latency = None if method == PLAIN else measure_latency(policy, observations[0], latency_calls)
+    # applied anew: what an engine keeps for the batches of the episodes is no memory of a call at batch 1
     with applied(policy, method, schedule, engine) as summary:
         num_inference_steps = policy.num_inference_steps
         cost = measure_cost(policy, observations[0], latency_calls)
         actions = normalised_actions(policy, observations)
-        options: dict[str, Any] = {} if n_envs is None else {"n_envs": n_envs}
-        video_seeds = () if video_dir is None else seeds[:1]
-        rollout = task.rollout(
-            policy, seeds, noise_seed=noise_seed, video_dir=video_dir, video_seeds=video_seeds, **options
-        )
         summary = summary and FastDiffusionPolicy.summary(policy)  # the first call may have decided on the engine
     return Result(cost, plain_latency or cost.latency, actions, rollout, num_inference_steps, summary)
 

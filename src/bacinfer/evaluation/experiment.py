@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from bacinfer.analysis.collect_activations import file_digest
 from bacinfer.assets import RunAssets, write_json
 from bacinfer.command_options import check_device, check_path
-from bacinfer.core.engines import AutoEngine
+from bacinfer.core.engines import AUTO
 from bacinfer.evaluation.action_error import normalised_actions, rms_difference
 from bacinfer.evaluation.comparison import calibration_observations, evaluate
 from bacinfer.evaluation.methods import PLAIN, Method
@@ -68,7 +68,7 @@ class Experiment:
     n_envs: int | None = None
     latency_calls: int = DEFAULT_LATENCY_CALLS
     device: str = "cpu"
-    engine: str = AutoEngine.name
+    engine: str = AUTO
     assets_dir: str | None = None
     optimal_steps_dir: str | None = None
     training_seed: int | None = None
@@ -138,6 +138,14 @@ class Outcome:
     detail: str = ""
 
 
+class PlainRunError(RuntimeError):
+    """The plain policy's run failed for a `reason`, and there is nothing to compare another method with."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the plain policy, which it is compared with, failed: {reason}")
+        self.reason = reason
+
+
 def find_row(experiment: Experiment, results_dir: str | Path) -> Row | None:
     """The result of an experiment, if it is there whole."""
     row = ResultsTable(results_dir).find(experiment.key)
@@ -170,7 +178,7 @@ def run(experiment: Experiment, results_dir: str | Path, *, film: bool = False, 
     Raises:
         ValueError: the experiment does not fit the policy, or the checkpoint or the results are damaged.
         FileNotFoundError: there is no such checkpoint, or `optimal_steps_dir` lacks the schedule.
-        RuntimeError: the simulator is missing or failed.
+        RuntimeError: the simulator is missing or failed; `PlainRunError` if that was in the plain policy's run.
     """
     results_dir = Path(results_dir)
     table, key = ResultsTable(results_dir), experiment.key
@@ -181,7 +189,10 @@ def run(experiment: Experiment, results_dir: str | Path, *, film: bool = False, 
         check([experiment], results_dir)
         plain = None
         if experiment.method != PLAIN:
-            plain_row = run(replace(experiment, method=PLAIN), results_dir, film=film)
+            try:
+                plain_row = run(replace(experiment, method=PLAIN), results_dir, film=film)
+            except Exception as error:
+                raise PlainRunError(_text(error)) from error
             plain = read_plain_result(results_dir / plain_row.directory, experiment.device)
         row = _evaluate(experiment, plain, results_dir, film)
         table.append(row)
@@ -196,27 +207,54 @@ def run_all(
     force: bool = False,
     debug: bool = False,
 ) -> list[Outcome]:
-    """Runs one experiment after the other, see `attempt`."""
+    """Runs one experiment after the other, see `Attempts`."""
+    attempts = Attempts(results_dir, film=film, force=force, debug=debug)
     outcomes = []
     for number, experiment in enumerate(experiments, start=1):
         print(f"[{number}/{len(experiments)}] {experiment.method.label} on {experiment.checkpoint}", file=sys.stderr)
-        outcomes.append(attempt(experiment, results_dir, film=film, force=force, debug=debug))
+        outcomes.append(attempts.run(experiment))
         print(f"  {outcomes[-1].status} {outcomes[-1].detail}".rstrip(), file=sys.stderr, flush=True)
     return outcomes
 
 
-def attempt(
-    experiment: Experiment, results_dir: str | Path, *, film: bool = False, force: bool = False, debug: bool = False
-) -> Outcome:
-    """Runs an experiment (see `run`); a failure, whatever it is, is an outcome as well, so that others can go on."""
-    try:
-        kept = not force and find_row(experiment, results_dir) is not None
-        row = run(experiment, results_dir, film=film, force=force)
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        return Outcome(experiment, "failed", detail=str(error) or repr(error))
-    return Outcome(experiment, "kept" if kept else "evaluated", row)
+class Attempts:
+    """Runs experiments (see `run`) of which a failure, whatever it is, is an outcome as well: others can go on.
+
+    A plain policy's run that failed is not run again for what would be compared with it.
+    """
+
+    def __init__(
+        self, results_dir: str | Path, *, film: bool = False, force: bool = False, debug: bool = False
+    ) -> None:
+        self._results_dir = results_dir
+        self._film = film
+        self._force = force
+        self._debug = debug
+        self._failed_plain: dict[str, str] = {}  # why, by the plain run's key
+
+    def run(self, experiment: Experiment) -> Outcome:
+        try:
+            kept = not self._force and find_row(experiment, self._results_dir) is not None
+            row = self._run(experiment)
+        except Exception as error:
+            if self._debug:
+                traceback.print_exc()
+            return Outcome(experiment, "failed", detail=_text(error))
+        return Outcome(experiment, "kept" if kept else "evaluated", row)
+
+    def _run(self, experiment: Experiment) -> Row:
+        plain = replace(experiment, method=PLAIN).key
+        if plain in self._failed_plain:
+            raise PlainRunError(self._failed_plain[plain])
+        try:
+            return run(experiment, self._results_dir, film=self._film, force=self._force)
+        except PlainRunError as error:
+            self._failed_plain[plain] = error.reason
+            raise
+        except Exception as error:
+            if experiment.method == PLAIN:
+                self._failed_plain[plain] = _text(error)
+            raise
 
 
 def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Path, film: bool) -> Row:
@@ -296,3 +334,7 @@ def _digest(path: str, modified: int) -> str:
 
 def _relative(path: Path, directory: Path) -> str:
     return str(path.relative_to(directory)) if path.is_relative_to(directory) else str(path)
+
+
+def _text(error: Exception) -> str:
+    return str(error) or repr(error)

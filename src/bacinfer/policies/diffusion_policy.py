@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from typing import Any
 
 INSTALL_HINT = (
@@ -11,18 +10,22 @@ INSTALL_HINT = (
     "without it, only its low-dimensional transformer policy can be loaded"
 )
 
-# where the parts of a policy are defined: policies, networks, noise schedulers
-_POLICY_PARTS = ("diffusion_policy.policy.", "diffusion_policy.model.", "diffusers.schedulers.")
+_POLICY = "diffusion_policy.policy."
+_SCHEDULER = "diffusers.schedulers."
 
-
-def names_policy_part(target: Any) -> bool:
-    """Whether a dotted name lies in one of the packages that define policies' parts."""
-    return isinstance(target, str) and target.startswith(_POLICY_PARTS)
-
-
-def is_policy_part(found: Any) -> bool:
-    """Whether a class or function was defined where policies' parts are, and not only imported there."""
-    return (inspect.isclass(found) or inspect.isfunction(found)) and found.__module__.startswith(_POLICY_PARTS)
+CLASSES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("policy",): (
+        _POLICY + "diffusion_transformer_lowdim_policy.DiffusionTransformerLowdimPolicy",
+        _POLICY + "diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy",
+    ),
+    ("policy", "model"): ("diffusion_policy.model.diffusion.transformer_for_diffusion.TransformerForDiffusion",),
+    ("policy", "noise_scheduler"): (
+        _SCHEDULER + "scheduling_ddpm.DDPMScheduler",
+        _SCHEDULER + "scheduling_ddim.DDIMScheduler",
+    ),
+}
+"""What the configuration of a checkpoint may build at which place, without being trusted: what the transformer policies
+that Diffusion Policy published are made of. Its other functions can do more than build: one downloads weights."""
 
 
 def find(target: str) -> Any:

@@ -46,30 +46,21 @@ def read_pusht_demonstrations(path: str | Path) -> Demonstrations:
         ValueError: arrays are missing or do not belong together.
         RuntimeError: the zarr package is needed and not installed.
     """
-    path = Path(path)
-    names = {"keypoint": "data/keypoint", "state": "data/state", "action": "data/action"}
-    names["episode_ends"] = "meta/episode_ends"
-    if path.is_dir():
-        group = _open_zarr(path)
-        arrays = {short: np.asarray(group[name]) for short, name in names.items() if name in group}
-    else:
-        arrays = _read_npz(path, names)
-    episode_ends = _check_episodes(path, arrays, names)
+    arrays, episode_ends = _read_arrays(Path(path), ("keypoint", "state", "action"))
     keypoints = arrays["keypoint"].reshape(episode_ends[-1], -1)
     obs = np.concatenate([keypoints, arrays["state"][:, :2]], axis=1)
     return _demonstrations(obs, arrays["action"], episode_ends)
 
 
 def read_demonstrations(path: str | Path) -> Demonstrations:
-    """Read the arrays ``obs``, ``action`` and ``episode_ends`` of an ``.npz`` file.
+    """Read ``obs``, ``action`` and ``episode_ends`` from an ``.npz`` file or from Diffusion Policy's ``.zarr`` folder.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
         ValueError: arrays are missing or do not belong together.
+        RuntimeError: the zarr package is needed and not installed.
     """
-    names = ("obs", "action", "episode_ends")
-    arrays = _read_npz(Path(path), names)
-    episode_ends = _check_episodes(Path(path), arrays, names)
+    arrays, episode_ends = _read_arrays(Path(path), ("obs", "action"))
     return _demonstrations(arrays["obs"], arrays["action"], episode_ends)
 
 
@@ -90,12 +81,18 @@ def sequence_windows(
     return torch.cat(windows)
 
 
-def _read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Those of the named arrays that the file has."""
+def _read_arrays(path: Path, names: Iterable[str]) -> tuple[dict[str, NDArray[Any]], tuple[int, ...]]:
+    """The named arrays, and where the episodes end."""
+    places = {name: f"data/{name}" for name in names} | {"episode_ends": "meta/episode_ends"}
     if not path.exists():
         raise FileNotFoundError(f"no demonstrations at {path}")
-    arrays = assets.read_arrays(path)[0]
-    return {name: arrays[name] for name in names if name in arrays}
+    if path.is_dir():
+        group = _open_zarr(path)
+        arrays = {name: np.asarray(group[place]) for name, place in places.items() if place in group}
+    else:
+        stored = assets.read_arrays(path)[0]
+        arrays = {name: stored[name] for name in places if name in stored}
+    return arrays, _check_episodes(path, arrays, places)
 
 
 def _check_episodes(path: Path, arrays: Mapping[str, NDArray[Any]], names: Iterable[str]) -> tuple[int, ...]:

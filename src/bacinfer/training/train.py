@@ -23,7 +23,7 @@ from bacinfer.command_options import add_debug_argument, check_device, path_argu
 from bacinfer.policies import Checkpoint, read_checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import acting_weights, create_policy
 from bacinfer.policies.reference import LinearNormalizer
-from bacinfer.tasks import make_task
+from bacinfer.tasks import make_task, task_name
 from bacinfer.training.dataset import (
     Demonstrations,
     read_demonstrations,
@@ -358,7 +358,8 @@ def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> Demonstrat
     """
     dataset = cfg.task.dataset
     if "zarr_path" in dataset:
-        return read_pusht_demonstrations(path or dataset.zarr_path)
+        read = read_pusht_demonstrations if task_name(cfg) == "pusht" else read_demonstrations
+        return read(path or dataset.zarr_path)
     path = path or Path(dataset.path)
     settings = (cfg.task.env_runner.env_name, dataset.num_demonstrations, dataset.disturbed)
     if path.exists():

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bacinfer import FastDiffusionPolicy
-from bacinfer.core.engines.fused import engine as engine_module
+from bacinfer.core.engines.fused import engine
 from core.fused.fused_helpers import act, act_with, apply_cache, make_policy, remove_cache
 from tiny_policies import VARIANTS, observations
 
@@ -62,7 +62,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[StandInGraph]:
     monkeypatch.setattr(torch.cuda, "current_stream", StandInStream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(engine_module.CudaGraphEngine, "_check_device", lambda self, device: None)
+    monkeypatch.setattr(engine, "check_device", lambda name, device: None)
     return captured
 
 

@@ -9,14 +9,16 @@ from typing import Any
 import dill
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bacinfer import CacheSchedule, FastDiffusionPolicy
 from bacinfer.core.blocks import find_blocks
-from bacinfer.core.engines.fused import engine as engine_module
+from bacinfer.core.engines.fused import runners
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError
+from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.observing import observe_residuals
 from core.fused.fused_helpers import act, act_with, apply_cache, make_policy, make_scheduler, remove_cache
 from tiny_policies import VARIANTS, K, observations
@@ -36,7 +38,7 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable(program: Any) -> Any:
         raise NativeUnavailableError("there is no compiler in this test")
 
-    monkeypatch.setattr(engine_module, "NativeProgram", unavailable)
+    monkeypatch.setattr(runners, "NativeProgram", unavailable)
 
 
 def block_keys(policy: Any) -> list[str]:
@@ -203,7 +205,7 @@ class ImagePolicy(nn.Module):
 
 
 @pytest.mark.usefixtures("executor")
-def test_an_image_policy_is_recognised_by_its_structure() -> None:
+def test_an_image_policy_with_a_loop_of_its_own_runs_fused_where_asked_for() -> None:
     torch.manual_seed(0)
     policy = ImagePolicy(make_policy()).eval()
     images = {"image": torch.rand(2, 2, 3, 12, 12)}
@@ -214,10 +216,11 @@ def test_an_image_policy_is_recognised_by_its_structure() -> None:
         torch.manual_seed(1)
         with torch.no_grad():
             result = cached.predict_action(images)["action_pred"]
-        assert FastDiffusionPolicy.summary(cached).engine == cache.get("engine", "fused")
+        assert FastDiffusionPolicy.summary(cached).engine == cache.get("engine", "eager")
         return result
 
-    assert_close(actions(), actions(engine="eager"))
+    assert torch.equal(actions(), actions(engine="eager"))
+    assert_close(actions(engine="fused"), actions(engine="eager"))
 
 
 # -- half precision --------------------------------------------------------------------------------------------------
@@ -410,14 +413,14 @@ def test_one_policy_in_two_threads_is_refused(monkeypatch: pytest.MonkeyPatch) -
         except RuntimeError as error:
             errors.append(str(error))
 
-    def load(self: Any, call: Any, original: Any = engine_module.Program.load) -> None:
+    def load(self: Any, call: Any, original: Any = Program.load) -> None:
         original(self, call)
         if threading.current_thread() is threading.main_thread():
             thread = threading.Thread(target=intrude)
             thread.start()
             thread.join()
 
-    monkeypatch.setattr(engine_module.Program, "load", load)
+    monkeypatch.setattr(Program, "load", load)
     assert torch.equal(act(policy), expected)
     assert len(errors) == 1
     assert "copy.deepcopy(policy)" in errors[0]
@@ -431,7 +434,7 @@ def test_an_exception_leaves_a_usable_policy(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine_module.Program, "load", fail)
+        patched.setattr(Program, "load", fail)
         with pytest.raises(KeyboardInterrupt):
             act(policy)
     assert torch.equal(act(policy), expected)
@@ -512,6 +515,9 @@ def test_auto_runs_it_eagerly_and_says_why_once(change: Any, reason: str, caplog
     assert torch.equal(found, act_with(remove_cache(policy), "eager", cache_threshold=3))
 
 
+# -- what it does not know -------------------------------------------------------------------------------------------
+
+
 class DampedPolicy(type(make_policy())):  # type: ignore[misc]
     """Built like the others, but its loop does something more."""
 
@@ -519,29 +525,147 @@ class DampedPolicy(type(make_policy())):  # type: ignore[misc]
         return 0.9 * super().conditional_sample(condition_data, condition_mask, cond, generator, **kwargs)
 
 
-def test_a_loop_that_computes_something_else_is_not_replaced(caplog: pytest.LogCaptureFixture) -> None:
+class ClampedPolicy(type(make_policy())):  # type: ignore[misc]
+    """Clamps the trajectory at a few steps in the middle of its loop."""
+
+    bound = 0.5
+
+    def conditional_sample(self, condition_data, condition_mask, cond=None, generator=None, **kwargs):  # type: ignore[no-untyped-def]
+        trajectory = torch.randn(condition_data.shape, generator=generator)
+        self.noise_scheduler.set_timesteps(self.num_inference_steps)
+        for t in self.noise_scheduler.timesteps:
+            trajectory[condition_mask] = condition_data[condition_mask]
+            output = self.model(trajectory, t, cond)
+            trajectory = self.noise_scheduler.step(output, t, trajectory, generator=generator, **kwargs).prev_sample
+            if 0 < t < 4:
+                trajectory = trajectory.clamp(-self.bound, self.bound)
+        trajectory[condition_mask] = condition_data[condition_mask]
+        return trajectory
+
+
+class DrawingPolicy(ClampedPolicy):
+    """Takes its noise from the global generator, whatever it is given."""
+
+    bound = 1e9
+
+    def conditional_sample(self, condition_data, condition_mask, cond=None, generator=None, **kwargs):  # type: ignore[no-untyped-def]
+        return super().conditional_sample(condition_data, condition_mask, cond, None, **kwargs)
+
+
+class ScaledModel(type(make_policy().model)):  # type: ignore[misc]
+    def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        return 1.1 * super().forward(*args, **kwargs)
+
+
+class ScaledDropout(nn.Dropout):
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.1 * super().forward(x)
+
+
+class OwnDDPMScheduler(DDPMScheduler):
+    def _get_variance(self, *args: Any, **kwargs: Any) -> Tensor:
+        return super()._get_variance(*args, **kwargs)
+
+
+OwnDDPMScheduler.__name__ = "DDPMScheduler"
+
+
+def of_class(policy_class: type) -> Any:
+    return lambda policy: setattr(policy, "__class__", policy_class)
+
+
+UNKNOWN = {
+    "DampedPolicy.conditional_sample": of_class(DampedPolicy),
+    "ClampedPolicy.conditional_sample": of_class(ClampedPolicy),
+    "DrawingPolicy.conditional_sample": of_class(DrawingPolicy),
+    "ScaledModel.forward": lambda policy: setattr(policy.model, "__class__", ScaledModel),
+    "ScaledDropout.forward": lambda policy: setattr(policy.model.drop, "__class__", ScaledDropout),
+    "OwnDDPMScheduler._get_variance": lambda policy: setattr(policy.noise_scheduler, "__class__", OwnDDPMScheduler),
+}
+
+
+@pytest.mark.parametrize("function", UNKNOWN)
+def test_auto_replaces_known_functions_only(function: str, caplog: pytest.LogCaptureFixture) -> None:
     policy = make_policy()
-    policy.__class__ = DampedPolicy
-    plain, cache = act(policy), {"cache_threshold": 3}
-    with pytest.raises(RuntimeError, match="its sampling computes something else"):
-        act_with(policy, "fused", **cache)
-    found = act(apply_cache(policy, **cache))
-    assert torch.equal(act(policy), found)
-    assert torch.equal(found, act_with(remove_cache(policy), "eager", **cache))
-    assert len([record for record in caplog.records if "computes something else" in record.getMessage()]) == 1
+    UNKNOWN[function](policy)
+    plain = act(policy)
+    with caplog.at_level(logging.WARNING, "bacinfer"):
+        found = act(apply_cache(policy, cache_threshold=3))
+        assert torch.equal(act(policy), found)
+    assert [f"{function} is not a function that" in record.getMessage() for record in caplog.records] == [True]
+    assert torch.equal(found, act_with(remove_cache(policy), "eager", cache_threshold=3))
     assert torch.equal(act(policy), plain)
 
 
-def test_a_model_that_computes_something_else_is_not_replaced() -> None:
+@pytest.mark.parametrize("function", [name for name in UNKNOWN if "Scheduler" not in name])
+def test_what_computes_something_else_is_not_replaced(function: str) -> None:
     policy = make_policy()
-
-    class Scaled(type(policy.model)):  # type: ignore[misc]
-        def forward(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-            return 1.1 * super().forward(*args, **kwargs)
-
-    policy.model.__class__ = Scaled
-    with pytest.raises(RuntimeError, match="its sampling computes something else"):
+    UNKNOWN[function](policy)
+    with pytest.raises(RuntimeError, match=f"its sampling computes something else.*after {K} steps"):
         act_with(policy, "fused", cache_threshold=3)
+
+
+def test_an_unknown_loop_is_compared_for_every_shape() -> None:
+    policy = make_policy()
+    policy.__class__ = ClampedPolicy
+    policy.bound = 1e9  # so that it clamps nothing
+    apply_cache(policy, cache_threshold=3, engine="fused")
+    act(policy, batch=2)
+    policy.bound = 0.5
+    with pytest.raises(RuntimeError, match="its sampling computes something else"):
+        act(policy, batch=3)
+
+
+def test_comparing_leaves_the_global_generator_alone() -> None:
+    policy = make_policy()
+    policy.__class__ = DrawingPolicy
+    apply_cache(policy, engine="fused")
+    state = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="its sampling computes something else"):
+        policy.predict_action(observations(2))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_observations_that_are_no_numbers_do_not_decide_on_the_engine() -> None:
+    policy = apply_cache(make_policy(), cache_threshold=3)
+    policy.predict_action({"obs": torch.full((3, 2, 20), torch.nan)})
+    assert FastDiffusionPolicy.summary(policy).engine == "fused"
+    assert_close(act(policy), act_with(remove_cache(copy.deepcopy(policy)), "eager", cache_threshold=3))
+
+
+# -- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["eager", "fused"])
+def test_a_cached_policy_within_torch_compile(engine: str) -> None:
+    policy = apply_cache(make_policy(), cache_threshold=3, engine=engine)
+    expected = act(policy)
+    predict = torch.compile(lambda obs_dict: policy.predict_action(obs_dict)["action_pred"] * 1, backend="eager")
+    for _ in range(2):
+        torch.manual_seed(1)
+        with torch.no_grad():
+            found = predict(observations(3))
+        assert torch.equal(found, expected)
+
+
+def test_a_compiled_model_is_refused() -> None:
+    policy = make_policy()
+    policy.model = torch.compile(policy.model, backend="eager")
+    with pytest.raises(ValueError, match=r"compiled by torch.compile.*policy.model = policy.model._orig_mod"):
+        apply_cache(policy)
+    policy.model = policy.model._orig_mod
+    act(apply_cache(policy))
+
+
+def test_a_model_that_compiled_itself_runs_eagerly() -> None:
+    policy = make_policy()
+    expected = act_with(policy, "eager", cache_threshold=3)
+    policy.model.compile(backend="eager")
+    assert_close(act(apply_cache(policy, cache_threshold=3)), expected)
+    assert FastDiffusionPolicy.summary(policy).engine == "eager"
+
+
+# -- what else is refused or left to the eager engine ----------------------------------------------------------------
 
 
 def test_inputs_that_require_gradients_are_for_the_eager_engine() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bacinfer import FastDiffusionPolicy
-from bacinfer.core.engines.fused import engine as engine_module
 from bacinfer.core.engines.fused import native_library as library_module
+from bacinfer.core.engines.fused import runners
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library
 from core.fused.fused_helpers import act, act_with, apply_cache, make_policy
 
@@ -59,7 +59,7 @@ def test_without_a_compiler_programs_run_from_python(monkeypatch, tmp_path: Path
     monkeypatch.setenv("BACINFER_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "no-such-compiler")
     native_library.cache_clear()
-    engine_module._warn_once.cache_clear()
+    runners._warn_once.cache_clear()
     try:
         policy = make_policy()
         expected = act_with(policy, "eager", cache_threshold=3)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bacinfer.core.engines.fused.recognition import program_stands_for
 from bacinfer.policies.reference.module import PlacedModule
 from bacinfer.policies.reference.normalizer import LinearNormalizer
 from bacinfer.policies.reference.transformer import TransformerForDiffusion
@@ -82,6 +83,7 @@ class DiffusionTransformerLowdimPolicy(PlacedModule):
     def reset(self) -> None:
         """Nothing to forget between episodes."""
 
+    @program_stands_for
     def conditional_sample(
         self,
         condition_data: torch.Tensor,

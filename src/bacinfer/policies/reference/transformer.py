@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bacinfer.core.engines.fused.recognition import program_stands_for
 from bacinfer.policies.reference.module import PlacedModule
 
 
@@ -18,6 +19,7 @@ class SinusoidalEmbedding(nn.Module):
         super().__init__()
         self.dim = dim
 
+    @program_stands_for
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
         half = self.dim // 2
         decay = math.log(10000) / (half - 1)
@@ -145,6 +147,7 @@ class TransformerForDiffusion(PlacedModule):
     ) -> torch.optim.AdamW:
         return torch.optim.AdamW(self.get_optim_groups(weight_decay), lr=learning_rate, betas=betas)
 
+    @program_stands_for
     def forward(
         self,
         sample: torch.Tensor,
@@ -167,19 +170,20 @@ class TransformerForDiffusion(PlacedModule):
 
         if self.decoder is None:
             tokens = torch.cat([time_token, tokens], dim=1)
-            x = self.encoder(self._embed(tokens, self.pos_emb), mask=self.mask)[:, 1:]
+            x = self.encoder(_embed(self.drop, tokens, self.pos_emb), mask=self.mask)[:, 1:]
         else:
             cond_tokens = time_token
             if self.cond_obs_emb is not None:
                 cond_tokens = torch.cat([time_token, self.cond_obs_emb(cond)], dim=1)
-            memory = self.encoder(self._embed(cond_tokens, self.cond_pos_emb))  # [B, 1 + n_obs_steps, n_emb]
+            memory = self.encoder(_embed(self.drop, cond_tokens, self.cond_pos_emb))  # [B, 1 + n_obs_steps, n_emb]
             x = self.decoder(
-                self._embed(tokens, self.pos_emb), memory, tgt_mask=self.mask, memory_mask=self.memory_mask
+                _embed(self.drop, tokens, self.pos_emb), memory, tgt_mask=self.mask, memory_mask=self.memory_mask
             )
         return self.head(self.ln_f(x))
 
-    def _embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        return self.drop(tokens + positions[:, : tokens.shape[1]])
+
+def _embed(drop: nn.Module, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return drop(tokens + positions[:, : tokens.shape[1]])
 
 
 def _additive_mask(visible: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bacinfer.core.blocks import Block
 from bacinfer.core.engines.base import UnsupportedPolicyError
-from bacinfer.core.engines.patching import Patch
+from bacinfer.core.patching import replaced_methods
 
 _ATTRIBUTES = (
     *("input_emb", "pos_emb", "time_emb", "cond_obs_emb", "cond_pos_emb"),
@@ -73,12 +73,14 @@ def read_denoiser(model: Any, blocks: Sequence[Block]) -> Denoiser:
     _check_class(model.ln_f, nn.LayerNorm, "ln_f")
     if model.input_emb.in_features != model.head.out_features:
         raise UnsupportedPolicyError("its model predicts something of another width than the trajectory")
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        raise UnsupportedPolicyError("there are forward hooks on all modules, which a fused program would skip")
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise UnsupportedPolicyError(f"its {name or 'model'} has forward hooks, which a fused program would skip")
-        patch = vars(module).get("forward")
-        if patch is not None and not (isinstance(patch, Patch) and patch.shadowed is None):
-            raise UnsupportedPolicyError(f"the forward of its {name or 'model'} is patched")
+        replaced = replaced_methods(module)
+        if replaced:
+            raise UnsupportedPolicyError(f"somebody replaced {', '.join(replaced)} of its {name or 'model'}")
     return denoiser
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bacinfer.core.engines.base import UnsupportedPolicyError
+from bacinfer.core.patching import replaced_methods
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ def read_sampler(scheduler: Any, num_inference_steps: int) -> Sampler:
         UnsupportedPolicyError: it is another scheduler, or uses something that these formulas lack.
     """
     kind = _scheduler_kind(scheduler)
+    replaced = replaced_methods(scheduler)
+    if replaced:
+        raise UnsupportedPolicyError(f"somebody replaced {', '.join(replaced)} of its noise scheduler")
     config = scheduler.config
     if config.get("thresholding"):
         raise UnsupportedPolicyError("its scheduler uses dynamic thresholding")

@@ -10,9 +10,11 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 
 class Patch:
-    """Replaces ``owner.name`` while it is installed. Subclasses override `__call__`."""
+    """Replaces ``owner.name`` while it is installed. Subclasses say by `run` with what."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self.owner = owner
@@ -25,8 +27,14 @@ class Patch:
             return self.shadowed(*args, **kwargs)
         return getattr(type(self.owner), self.name)(self.owner, *args, **kwargs)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def run(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # torch.compile of something that calls this leaves it out of its graphs: they would hold one step's decisions.
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(self.run)(*args, **kwargs)
+        return self.run(*args, **kwargs)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -59,3 +67,20 @@ def remove_patches(patches: Sequence[Patch]) -> None:
         raise RuntimeError(f"{names} was replaced after the cache was applied; undo that first, then remove the cache")
     for patch in reversed(patches):
         patch.remove()
+
+
+def replaced_methods(owner: Any) -> list[str]:
+    """Names of the methods of `owner` that somebody else replaced by an instance attribute."""
+    return [
+        name
+        for name, value in vars(owner).items()
+        if callable(value) and hasattr(type(owner), name) and not _is_own_method(owner, name, value)
+    ]
+
+
+def _is_own_method(owner: Any, name: str, value: Any) -> bool:
+    """Whether it is the class's method itself, bound to `owner`, be it beneath patches of ours."""
+    while isinstance(value, Patch):
+        value = value.shadowed
+    method = getattr(type(owner), name)
+    return value is None or (inspect.isfunction(method) and value == method.__get__(owner))
