@@ -38,6 +38,7 @@ def test_a_file_knows_how_it_was_recorded(disturbed: Path, tmp_path: Path) -> No
         check_recorded(disturbed, "drawer-open-v3", 3, disturbed=1.0)
     np.savez(tmp_path / "elsewhere.npz", obs=np.zeros(1))
     check_recorded(tmp_path / "elsewhere.npz", "pick-place-v3", 4)
+    check_recorded(tmp_path, "pick-place-v3", 4)
 
 
 def test_they_are_clean_actions_that_solve_the_task(disturbed: Path) -> None:

@@ -25,6 +25,7 @@ from bacinfer.command_options import (
     run_command,
 )
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
+from bacinfer.core.summary import CacheSummary
 from bacinfer.tasks import make_task
 from bacinfer.tasks.base import seeded_noise, timed_call
 
@@ -61,10 +62,13 @@ class Comparison:
 
 
 def compare(
-    policy: Any, plain: Mapping[str, Tensor], plain_seconds: float, cached: Mapping[str, Tensor], cached_seconds: float
+    summary: CacheSummary,
+    plain: Mapping[str, Tensor],
+    plain_seconds: float,
+    cached: Mapping[str, Tensor],
+    cached_seconds: float,
 ) -> Comparison:
-    """What the cache of `policy` did, from the results and latencies of both runs."""
-    summary = FastDiffusionPolicy.summary(policy)
+    """What the cache of a policy did, from its summary and the results and latencies of both runs."""
     difference = (cached["action_pred"] - plain["action_pred"]).double()
     return Comparison(
         cache_mode=summary.mode,
@@ -109,13 +113,14 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     request = cache_request(args)
     policy, checkpoint = load_policy_and_config(args)
+    apply_request(policy, request, args.engine)
     task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
     obs = next(task.observations(policy, args.demo_idx))
     seed = noise_seed(args.random_seed, args.demo_idx)
-    plain = sample(policy, obs, seed)
-    apply_request(policy, request, args.engine)
     cached = sample(policy, obs, seed)
-    comparison = compare(policy, *plain, *cached)
+    summary = FastDiffusionPolicy.summary(policy)
+    plain = sample(FastDiffusionPolicy.remove_cache(policy), obs, seed)
+    comparison = compare(summary, *plain, *cached)
 
     actions = {name: tensor.cpu().numpy() for name, tensor in cached[0].items()}
     start = {"checkpoint": str(args.checkpoint), "demo_idx": args.demo_idx, "random_seed": args.random_seed}
