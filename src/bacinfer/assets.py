@@ -350,3 +350,16 @@ def parse_json(text: bytes, path: Path, line: int = 1) -> Any:
 
 def _describe(data: Any) -> str:
     return f"{type(data).__name__} {safe_pickle.shorten(data)}"
+
+
+def check_path(text: str) -> str:
+    """The path itself, if every file and table of results can hold it.
+
+    Raises:
+        ValueError: it is empty, or has a line break, a NUL or a byte that is no UTF-8.
+    """
+    if not text:
+        raise ValueError("the path is empty; the current directory is '.'")
+    if re.search("[\n\r\0\ud800-\udfff]", text):  # (surrogates stand for bytes that are no UTF-8)
+        raise ValueError(f"a path may have no line break, no NUL and no byte that is not UTF-8, got {text!r}")
+    return text

@@ -16,10 +16,11 @@ from analysis_helpers import NUM_STEPS, FakeTask
 
 from bacinfer import assets
 from bacinfer.analysis import get_optimal_cache_update_steps as pipeline
-from bacinfer.analysis.collect_activations import record, recordings
-from bacinfer.analysis.get_optimal_cache_update_steps import Sampling, analyse_policy, collect_statistics, main
-from bacinfer.analysis.optimal_cache_scheduler import optimal_update_steps
-from bacinfer.analysis.similarity_metrics import METRICS, similarity
+from bacinfer.analysis.get_optimal_cache_update_steps import main
+from bacinfer.analysis.pipeline import Sampling, analyse_policy, collect_statistics
+from bacinfer.analysis.residuals import record, recordings
+from bacinfer.analysis.similarity import METRICS, similarity
+from bacinfer.analysis.update_steps import optimal_update_steps
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.bubbling import block_error, select_blocks
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bacinfer.commands.train import main
 from bacinfer.policies import load_policy, read_checkpoint
 from bacinfer.tasks import MetaWorldTask, make_task, task_name
 from bacinfer.tasks.base import Rollout
 from bacinfer.training import train
 from bacinfer.training.dataset import Demonstrations, read_pusht_demonstrations
-from bacinfer.training.train import Trainer, export_checkpoint, main, read_config
+from bacinfer.training.train import Trainer, export_checkpoint, read_config
 
 # 38 windows in batches of 8: four steps an epoch, six windows left over
 TINY = [

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from bacinfer import assets
-from bacinfer.analysis.collect_activations import add_start_arguments, noise_seed
-from bacinfer.command_options import (
+from bacinfer.analysis.residuals import noise_seed
+from bacinfer.commands.options import (
     add_cache_arguments,
     add_policy_arguments,
+    add_start_arguments,
     apply_request,
     cache_request,
     load_policy_and_config,

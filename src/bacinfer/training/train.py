@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,9 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from bacinfer.command_options import add_debug_argument, check_device, path_argument, run_command
 from bacinfer.policies import Checkpoint, read_checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import acting_weights, create_policy
+from bacinfer.policies.device import check_device
 from bacinfer.policies.reference import LinearNormalizer
 from bacinfer.tasks import make_task, task_name
 from bacinfer.training.dataset import (
@@ -37,10 +35,6 @@ from bacinfer.training.pusht_images import read_pusht_images
 
 CONFIG_DIR = Path(__file__).parent / "config"
 PRECISIONS = ("fp32", "tf32", "bf16")
-_DATA_HELP = {
-    "train_pusht": "demonstrations: an .npz file, or Diffusion Policy's pusht_cchi_v7_replay.zarr folder",
-    "train_arm": "demonstrations: an .npz file; recorded if it is not there (default: data/metaworld/TASK.npz)",
-}
 
 
 def read_config(overrides: Sequence[str] = (), name: str = "train_pusht") -> DictConfig:
@@ -388,53 +382,3 @@ def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> TrainingDa
     else:
         record_demonstrations(path, *settings)
     return read_demonstrations(path)
-
-
-def build_parser(config: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"{config}.py",
-        description="Train a transformer diffusion policy on demonstrations. Running the same command again continues "
-        "an interrupted run.",
-    )
-    parser.add_argument(
-        "-o", "--output_dir", required=True, type=path_argument, help="folder of the run: checkpoints, log"
-    )
-    parser.add_argument("--data", type=path_argument, help=_DATA_HELP[config])
-    parser.add_argument(
-        "--init_from", type=path_argument, metavar="FILE", help="start from the weights of a .ckpt or .safetensors file"
-    )
-    parser.add_argument(
-        "--export",
-        type=path_argument,
-        metavar="CKPT",
-        help="do not train; write the run's weights to this small checkpoint",
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help=f"entries of training/config/{config}.yaml to change"
-    )
-    add_debug_argument(parser)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None, config: str = "train_pusht") -> int:
-    return run_command(lambda args: _run(args, config), build_parser(config), argv)
-
-
-def _run(args: argparse.Namespace, config: str) -> int:
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    if args.export is not None:
-        export_checkpoint(args.output_dir / "checkpoints" / "latest.ckpt", args.export)
-        return 0
-    cfg = read_config(args.overrides, config)
-    trainer = Trainer(cfg, load_demonstrations(cfg, args.data), args.output_dir, args.init_from)
-    if trainer.global_step:
-        print(f"continuing from {trainer.latest_path}, step {trainer.global_step}", file=sys.stderr)
-    if not trainer.run():
-        raise KeyboardInterrupt
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
