@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from bacinfer import assets
-from bacinfer.analysis import activation_analysis, bu_block_selection, optimal_cache_scheduler, steps_report
+from bacinfer.analysis import activation_analysis, bu_block_selection, optimal_cache_scheduler
 from bacinfer.analysis.recorded import block_key, read_matrices, read_residuals
 from bacinfer.analysis.similarity import similarity
+from bacinfer.commands import info as steps_report
 from bacinfer.core.bubbling import block_error
 
 MODULES = [f"decoder.layers.{layer}.dropout{n}" for layer in range(2) for n in (1, 2, 3)]

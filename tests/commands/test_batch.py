@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bacinfer.evaluation import ablation_bac, batch, experiment, run_uniform_all
 
+from bacinfer.commands import ablation_bac, batch, run_uniform_all
+from bacinfer.experiments import experiment
 from bacinfer.experiments.experiment import Experiment
 from bacinfer.experiments.method import PLAIN
 from bacinfer.experiments.results_table import ResultsTable, Row

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bacinfer import cli
+from bacinfer.commands import cli
 
 ROOT = Path(__file__).parents[1]
 

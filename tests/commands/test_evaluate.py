@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bacinfer.evaluation import comparison
 
 import stand_in_runner
 from bacinfer.commands.eval import main
 from bacinfer.commands.report import write_report
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.experiments import evaluation as comparison
 from bacinfer.experiments.evaluation import calibration_observations, evaluate
 from bacinfer.experiments.method import Method, parse_method
 from bacinfer.experiments.plans import ScheduleSource, prepare

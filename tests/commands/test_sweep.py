@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from bacinfer.evaluation import sweep
 from omegaconf import DictConfig, OmegaConf
 
+from bacinfer.commands import sweep
 from bacinfer.experiments.method import parse_method
 from bacinfer.experiments.results_table import ResultsTable
 

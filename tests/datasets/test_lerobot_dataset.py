@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from bacinfer.evaluation import lerobot_dataset
 
+from bacinfer.datasets import lerobot as lerobot_dataset
 from bacinfer.datasets.lerobot import EpisodeRecorder, Feature, LeRobotDatasetWriter, RecordedEpisode
 from bacinfer.datasets.statistics import (
     QUANTILES,

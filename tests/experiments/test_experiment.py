@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bacinfer.evaluation import experiment as module
 
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.experiments import experiment as module
 from bacinfer.experiments.experiment import Experiment, find_row, run, run_all
 from bacinfer.experiments.method import PLAIN, parse_method
 from bacinfer.experiments.results_table import ResultsTable

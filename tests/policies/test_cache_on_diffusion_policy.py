@@ -16,7 +16,7 @@ import torch
 
 from bacinfer import FastDiffusionPolicy
 from bacinfer.analysis import get_optimal_cache_update_steps as analysis
-from bacinfer.evaluation import evaluate
+from bacinfer.commands import eval as evaluate
 from bacinfer.policies import Checkpoint, read_checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.tasks import RunnerTask, make_task

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bacinfer.evaluation import report_contents
 
 from bacinfer.commands.report import main, write_report
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.experiments.results_table import TABLE_FILE
+from bacinfer.report import contents as report_contents
 from bacinfer.report.contents import run_table, schedule_map
 from report.report_helpers import (
     ASSETS,

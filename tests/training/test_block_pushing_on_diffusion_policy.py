@@ -13,7 +13,7 @@ pytest.importorskip("diffusion_policy.env_runner.blockpush_lowdim_runner", reaso
 
 import diffusion_policy
 
-from bacinfer.evaluation import evaluate
+from bacinfer.commands import eval as evaluate
 from bacinfer.policies import Checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.reference import LinearNormalizer
