@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bacinfer.core.calls import seeded_noise, timed_call
 from bacinfer.measure.statistics import Estimate, estimate_mean
-from bacinfer.tasks.base import seeded_noise, timed_call
 
 
 def normalised_actions(policy: Any, observations: Sequence[dict[str, Tensor]], noise_seed: int = 0) -> Tensor:
