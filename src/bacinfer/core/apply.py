@@ -14,12 +14,12 @@ from torch import nn
 from bacinfer.core.blocks import Block, find_blocks, num_weights
 from bacinfer.core.engines import AUTO, Engine, choose_engine
 from bacinfer.core.engines.base import APPLIED
-from bacinfer.core.handle import PolicyHandle
+from bacinfer.core.handle import Policy, PolicyHandle
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.core.summary import BlockCounts, CacheSummary
 
-_Policy = TypeVar("_Policy")
+_Policy = TypeVar("_Policy", bound=Policy | PolicyHandle)
 
 
 @dataclass
@@ -55,7 +55,7 @@ def apply(
     A policy that has a plan already gets the new one instead. Everything else about it stays as it was.
 
     Args:
-        policy: A policy (see `Policy`), or its `PolicyHandle`.
+        policy: A policy, or its handle.
         plan: The plan, a schedule of its cache alone, or the path of a file that holds one of them. A plan without a
             cache runs every block at every step: exactly the policy's own actions, as fast as the engine can.
         engine: What runs it: ``eager`` replaces the forwards of the layers of any policy; ``fused`` runs the whole
@@ -99,7 +99,11 @@ def apply_schedule(policy: Any, schedule: CacheSchedule, *, mode: str, engine: s
 def remove(policy: _Policy) -> _Policy:
     """Restores `policy` exactly, in place; returns it. A policy to which nothing is applied stays as it is.
 
+    Args:
+        policy: A policy, or its handle.
+
     Raises:
+        TypeError: the policy lacks a part.
         RuntimeError: a method that was replaced was replaced again since; nothing is changed then.
     """
     switch(policy, None)
@@ -111,6 +115,12 @@ def refresh(policy: _Policy) -> _Policy:
 
     Needed after writes that PyTorch cannot see, through ``tensor.data`` or NumPy, to parts of a weight: a fused engine
     finds those by itself, but only within 64 calls.
+
+    Args:
+        policy: A policy, or its handle.
+
+    Raises:
+        TypeError: the policy lacks a part.
     """
     applied = applied_to(policy)
     if applied is not None:
@@ -118,8 +128,11 @@ def refresh(policy: _Policy) -> _Policy:
     return policy
 
 
-def summary(policy: Any) -> CacheSummary:
+def summary(policy: Policy | PolicyHandle) -> CacheSummary:
     """Mode, engine, K, updates and reuses of each block, the share of FLOPs that is left, warnings given.
+
+    Args:
+        policy: A policy, or its handle.
 
     Raises:
         TypeError: the policy lacks a part.

@@ -38,7 +38,9 @@ def measure_latency(policy: Any, obs: Any, num_calls: int = 20) -> Latency:
 def measure_latencies(
     policy: Any, obs: Any, variants: Mapping[str, Callable[[], None]], num_calls: int = 20
 ) -> dict[str, Latency]:
-    """Times the variants of a policy in turn, so that a machine whose load changes favours none; else `measure_latency`.
+    """Times the variants of a policy in turn, so that a machine whose load changes favours none.
+
+    All else is as in `measure_latency`.
 
     Args:
         variants: A name to what turns the policy into that variant.
