@@ -51,8 +51,8 @@ class Measurements:
     Attributes:
         rows: The name of each plan to what it does, the plain policy first.
         noise_error: RMS difference between two draws of the plain policy's noise, to see an action error against.
-        unit: What action errors are measured in: the policy's normalised actions, [-1, 1], where it has Diffusion
-            Policy's normaliser; otherwise its actions as it returns them.
+        unit: What action errors are measured in: normalised actions, [-1, 1], where the policy has Diffusion Policy's
+            normaliser; otherwise, and for a handle, the actions as they are returned.
         device: Where the policy ran.
         num_threads: PyTorch's threads.
     """
@@ -68,10 +68,10 @@ class Measurements:
         lines = [f"{'':{width}}  {'action error':>23}  {'p50 / p95 / p99, ms':>23}  speedup     GFLOPs  engine"]
         lines += [f"{name:{width}}  {_cells(row)}" for name, row in self.rows.items()]
         error = self.noise_error
+        over = "" if error.low is None else f", with its {CONFIDENCE:.0%} interval over {error.count} observations"
         lines += [
-            f"Action error: RMS difference to the plain policy's actions at equal noise, {self.unit}, with its "
-            f"{CONFIDENCE:.0%} interval over {error.count} observations; between two draws of the noise it "
-            f"is {_with_interval(error)}.",
+            f"Action error: RMS difference to the plain policy's actions at equal noise, {self.unit}{over}; between two "
+            f"draws of the noise it is {_with_interval(error)}.",
             f"Latency: {self.rows[PLAIN].latency.num_calls} calls at the first observation, taken in turn, on "
             f"{self.device}, {self.num_threads} threads.",
         ]
@@ -152,9 +152,10 @@ def measure(
 
 
 def _cells(row: Measurement) -> str:
+    error = "-" if row.engine is None else _with_interval(row.action_error)
     times = " / ".join(f"{1e3 * seconds:.1f}" for seconds in (row.latency.p50, row.latency.p95, row.latency.p99))
     engine = row.engine or "-"
-    return f"{_with_interval(row.action_error):>23}  {times:>23}  {row.speedup:6.2f}x  {row.flops / 1e9:9.4f}  {engine}"
+    return f"{error:>23}  {times:>23}  {row.speedup:6.2f}x  {row.flops / 1e9:9.4f}  {engine}"
 
 
 def _with_interval(error: Estimate) -> str:
