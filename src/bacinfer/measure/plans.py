@@ -70,8 +70,8 @@ class Measurements:
         error = self.noise_error
         over = "" if error.low is None else f", with its {CONFIDENCE:.0%} interval over {error.count} observations"
         lines += [
-            f"Action error: RMS difference to the plain policy's actions at equal noise, {self.unit}{over}; between two "
-            f"draws of the noise it is {_with_interval(error)}.",
+            f"Action error: RMS difference to the plain policy's actions at equal noise, {self.unit}{over}; between "
+            f"two draws of the noise it is {_with_interval(error)}.",
             f"Latency: {self.rows[PLAIN].latency.num_calls} calls at the first observation, taken in turn, on "
             f"{self.device}, {self.num_threads} threads.",
         ]
