@@ -10,10 +10,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <future>
 #include <memory>
+#include <sstream>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -111,6 +114,35 @@ struct Program {
 };
 
 int32_t panel_width() { return PANEL; }
+
+// The structs as this compiler lays them out, a line each: name, size, fields with their offsets.
+const char* structs() {
+#define STRUCT(type) #type " " << sizeof(type)
+#define AT(type, field) " " #field " " << offsetof(type, field)
+    static const std::string text = [] {
+        std::ostringstream out;
+        out << STRUCT(Norm) << AT(Norm, weight) << AT(Norm, bias) << AT(Norm, epsilon) << "\n";
+        out << STRUCT(Affine) << AT(Affine, panels) << AT(Affine, in) << AT(Affine, out) << "\n";
+        out << STRUCT(Block) << AT(Block, kind) << AT(Block, activation) << AT(Block, norm) << AT(Block, first)
+            << AT(Block, second) << AT(Block, query) << AT(Block, query_bias) << AT(Block, out) << AT(Block, out_bias)
+            << AT(Block, mask) << AT(Block, vectors) << AT(Block, offset) << "\n";
+        out << STRUCT(Instruction) << AT(Instruction, operation) << AT(Instruction, first) << AT(Instruction, last)
+            << AT(Instruction, count) << AT(Instruction, coefficients) << AT(Instruction, source)
+            << AT(Instruction, offset) << "\n";
+        out << STRUCT(Program) << AT(Program, batch) << AT(Program, rows) << AT(Program, horizon)
+            << AT(Program, trajectory_width) << AT(Program, width) << AT(Program, hidden_width) << AT(Program, heads)
+            << AT(Program, condition_tokens) << AT(Program, clip) << AT(Program, x) << AT(Program, embedded)
+            << AT(Program, tokens) << AT(Program, residuals) << AT(Program, total) << AT(Program, qkv)
+            << AT(Program, mixed) << AT(Program, hidden) << AT(Program, output) << AT(Program, given)
+            << AT(Program, is_given) << AT(Program, input) << AT(Program, head) << AT(Program, stack_norm)
+            << AT(Program, final_norm) << AT(Program, blocks) << AT(Program, num_blocks) << AT(Program, instructions)
+            << AT(Program, num_instructions) << "\n";
+        return out.str();
+    }();
+    return text.c_str();
+#undef STRUCT
+#undef AT
+}
 
 }  // extern "C"
 
