@@ -3,6 +3,7 @@ runs again, on the very same memory. On a machine with CUDA, the real ones as we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -96,6 +97,25 @@ def test_a_small_cache_of_graphs(graphs: list[StandInGraph]) -> None:
     assert len(graphs) == 1 + 3  # one comparison, one graph a batch size
     assert FastDiffusionPolicy.summary(cached).engine == "cuda_graph"
     assert torch.equal(act(remove_cache(cached)), act(policy))
+
+
+def test_an_empty_batch_needs_no_graph(graphs: list[StandInGraph]) -> None:
+    policy = make_policy()
+    cached = with_cache(policy, "cuda_graph", cache_threshold=3)
+    assert act(cached, batch=0).shape == act(policy, batch=0).shape
+    assert not graphs
+
+
+def test_no_action_of_a_graph_is_finite_where_the_plain_policys_is_not(graphs: list[StandInGraph]) -> None:
+    policy = make_policy()
+    cached = with_cache(policy, "cuda_graph", cache_threshold=3)
+    act(cached)
+    for value in (1e30, math.nan):
+        obs = observations(3)["obs"]
+        obs[1] = value
+        with torch.no_grad():
+            for either in (policy, cached):
+                assert not either.predict_action({"obs": obs})["action"][1].isfinite().any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import pickle
 import threading
 from functools import partial
@@ -230,6 +231,57 @@ def test_an_image_policy_with_a_loop_of_its_own_runs_fused_where_asked_for() -> 
     assert torch.equal(act_on_images(auto), act_on_images(eager))
     assert FastDiffusionPolicy.summary(auto).engine == "eager"
     assert_agree(act_on_images(fused), eager, act_on_images)
+
+
+# -- unusual inputs --------------------------------------------------------------------------------------------------
+
+
+def act_on(policy: Any, obs: Tensor) -> Tensor:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return policy.predict_action({"obs": obs})["action_pred"]
+
+
+def spoiled(value: float) -> Tensor:
+    """Observations of three, of which the second one's latest holds a value that is no observation."""
+    obs = observations(3)["obs"]
+    obs[1, 1, 3] = value
+    return obs
+
+
+@pytest.mark.usefixtures("executor")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_action_is_finite_where_the_plain_policys_is_not(variant: str) -> None:
+    policy = make_policy(variant)
+    others = [0, 2]
+    for cache in ({"cache_mode": "original"}, {"cache_threshold": 3}):
+        fused = with_cache(policy, "fused", **cache)
+        expected = act_on(fused, observations(3)["obs"])[others]
+        for value in (1e30, -1e30, 3e38, math.inf, -math.inf, math.nan):
+            plain, found = act_on(policy, spoiled(value)), act_on(fused, spoiled(value))
+            assert not plain[1].isfinite().any()
+            assert not found[1].isfinite().any()
+            assert torch.equal(found[others], expected)  # the others never meet it
+
+
+@pytest.mark.parametrize("variant", ["causal", "inpainting", "encoder_only"])
+def test_no_action_is_finite_where_halves_overflow(variant: str) -> None:
+    policy = make_policy(variant)
+    fused = with_cache(policy, "fused", cache_threshold=3)
+    with torch.autocast("cpu", torch.float16):
+        assert act_on(fused, observations(3)["obs"]).isfinite().all()
+        for value in (1e8, 1e16):
+            assert not act_on(policy, spoiled(value))[1].isfinite().any()
+            assert not act_on(fused, spoiled(value))[1].isfinite().any()
+
+
+@pytest.mark.usefixtures("executor")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_empty_batch(variant: str) -> None:
+    policy = make_policy(variant)
+    fused = with_cache(policy, "fused", cache_threshold=3)
+    for batch in (0, 2, 0):
+        assert act(fused, batch).shape == act(policy, batch).shape
 
 
 # -- half precision --------------------------------------------------------------------------------------------------
