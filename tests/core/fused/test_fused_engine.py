@@ -685,8 +685,9 @@ def test_comparing_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_observations_that_are_no_numbers_do_not_decide_on_the_engine() -> None:
-    policy = apply_cache(make_policy(), cache_threshold=3)
+@pytest.mark.parametrize("variant", ["causal", "inpainting"])
+def test_observations_that_are_no_numbers_do_not_decide_on_the_engine(variant: str) -> None:
+    policy = apply_cache(make_policy(variant), cache_threshold=3)
     policy.predict_action({"obs": torch.full((3, 2, 20), torch.nan)})
     assert FastDiffusionPolicy.summary(policy).engine == "fused"
     assert_agree(act(policy), with_cache(remove_cache(copy.deepcopy(policy)), "eager", cache_threshold=3))
