@@ -20,16 +20,11 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from bacinfer.analysis.activation_analysis import BlockStatistics
-from bacinfer.analysis.bu_block_selection import write_selections
-from bacinfer.analysis.collect_activations import recording_source, recordings, write_recording
-from bacinfer.analysis.get_optimal_cache_update_steps import (
-    DEFAULT_BUDGETS,
-    find_schedules,
-    write_pictures,
-    write_schedules,
-)
-from bacinfer.analysis.similarity_metrics import METRICS
+from bacinfer.analysis.block_selection import write_selections
+from bacinfer.analysis.block_statistics import BlockStatistics
+from bacinfer.analysis.pipeline import DEFAULT_BUDGETS, find_schedules, write_pictures, write_schedules
+from bacinfer.analysis.residuals import recording_source, recordings, write_recording
+from bacinfer.analysis.similarity import METRICS
 from bacinfer.assets import RunAssets
 from bacinfer.policies import load_policy
 from bacinfer.policies.reference import DiffusionTransformerLowdimPolicy, LinearNormalizer, TransformerForDiffusion

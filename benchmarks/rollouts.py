@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 
 from bacinfer import FastDiffusionPolicy
-from bacinfer.command_options import add_debug_argument, run_command
+from bacinfer.commands.options import add_debug_argument, run_command
 from bacinfer.policies import build_policy, read_checkpoint
 from bacinfer.tasks import make_task
 from bacinfer.tasks.checkpoints import ASSETS_ROOT, shipped_checkpoint

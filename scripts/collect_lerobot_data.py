@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bacinfer.evaluation.collect_lerobot_data import main
+from bacinfer.commands.collect_data import main
 
 if __name__ == "__main__":
     sys.exit(main())

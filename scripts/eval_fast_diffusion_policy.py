@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bacinfer.evaluation.evaluate import main
+from bacinfer.commands.eval import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from bacinfer.training.train import main
+from bacinfer.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

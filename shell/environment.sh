@@ -1,6 +1,6 @@
 # Sourced by the other scripts: goes to the project's root and sets $PYTHON.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."  # (an exported CDPATH would lead to another "shell/..")
 
 VENV="${BACINFER_VENV:-.venv}"
 if [ -x "$VENV/bin/python" ]; then PYTHON="$VENV/bin/python"; else PYTHON=python3; fi
@@ -25,6 +25,8 @@ install() {
 
 # Runs a module of bacinfer in place of this script.
 run_module() {
+    [ -z "${BACINFER_VENV:-}" ] || [ -x "$VENV/bin/python" ] ||
+        { echo "error: BACINFER_VENV is $VENV, where there is no bin/python" >&2; exit 2; }
     "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("bacinfer") is None)' ||
         { echo "error: bacinfer is not installed for $PYTHON; run bash shell/quickstart.sh first" >&2; exit 2; }
     exec "$PYTHON" -m "$@"

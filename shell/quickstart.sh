@@ -4,4 +4,4 @@
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install sim
 
-"$PYTHON" -m bacinfer.evaluation.quickstart "$@"
+"$PYTHON" -m bacinfer.commands.demo "$@"

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from bacinfer.policies import load_policy
 from helpers import TinyPolicy
+from small_experiments import MAX_STEPS, write_tiny_steps
+from tiny_policies import write_tiny_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +23,23 @@ def _one_thread() -> None:
 @pytest.fixture
 def policy() -> TinyPolicy:
     return TinyPolicy()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(
+        tmp_path_factory.mktemp("checkpoint") / "tiny.ckpt", f"task.env_runner.max_steps={MAX_STEPS}"
+    )
+
+
+@pytest.fixture
+def pusht_policy(checkpoint: Path) -> Any:
+    return load_policy(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def steps_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Schedules for num_caches 3 and 5, as the analysis writes them."""
+    directory = tmp_path_factory.mktemp("assets") / "pusht" / "original" / "optimal_steps" / "cosine"
+    write_tiny_steps(directory, checkpoint)
+    return directory

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -49,8 +50,36 @@ def test_steps_files_of_others_may_hold_arrays(tmp_path: Path, stored: object) -
 def test_damaged_description_of_a_steps_file(tmp_path: Path) -> None:
     path = assets.write_steps(tmp_path, "m", "l1", [0], 100)
     path.with_suffix(".json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="line 1: this is no JSON"):
         assets.read_steps(path, 100)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [[0, "2"], [0, 2.0], [0, None], [0, [2]], [True], np.array(3), np.array([[0, 2]]), np.array([0.5]), {0: 2}],
+)
+def test_steps_files_of_other_things(tmp_path: Path, stored: object) -> None:
+    path = tmp_path / "steps.pkl"
+    path.write_bytes(pickle.dumps(stored))
+    with pytest.raises(ValueError, match=r"steps\.pkl: expected a list of update steps, found"):
+        assets.read_steps(path, 10)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "{", b"\xff", "1" * 10**5, '{"num_inference_steps": ' + "[" * 10**5])
+def test_a_description_without_end_is_a_clear_error(tmp_path: Path, text: str | bytes) -> None:
+    path = assets.write_steps(tmp_path, "m", "l1", [0], 100)
+    path.with_suffix(".json").write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ValueError, match=r"m_1_l1\.json is not valid JSON") as error:
+        assets.read_steps(path, 100)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), "1", None, 1j, np.complex64(1), np.ones(2)])
+def test_block_errors_are_finite_numbers(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "errors.pkl"
+    path.write_bytes(pickle.dumps({"a": value}))
+    with pytest.raises(ValueError, match=r"errors\.pkl"):
+        assets.read_block_errors(path)
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
@@ -134,7 +163,23 @@ def test_damaged_arrays(tmp_path: Path) -> None:
         assets.read_arrays(path)
 
 
-@pytest.mark.parametrize("content", [[1], {"m": [np.zeros(2), np.zeros(3)]}, {"m": "text"}, {"m": [object]}])
+def test_arrays_that_are_none_or_unfold_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    np.savez(path, a=np.array(["text"]))
+    with pytest.raises(ValueError, match=r"file\.npz is not a complete .* where numbers are expected"):
+        assets.read_arrays(path)
+    for metadata in ("[1]", "[" * 10**5, "{"):
+        np.savez(path, **{"metadata.json": np.array(metadata)})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"file\.npz is not a complete"):
+            assets.read_arrays(path)
+    np.savez_compressed(path, a=np.zeros(10**6))
+    with pytest.raises(ValueError, match=r"file\.npz is not a complete .*larger than the file"):
+        assets.read_arrays(path)
+
+
+@pytest.mark.parametrize(
+    "content", [[1], {"m": [np.zeros(2), np.zeros(3)]}, {"m": "text"}, {"m": [object]}, {"m": torch.ones(2) + 1j}]
+)
 def test_activations_of_another_form(tmp_path: Path, content: object) -> None:
     path = tmp_path / "activations.pkl"
     path.write_bytes(pickle.dumps(content))
@@ -145,6 +190,19 @@ def test_activations_of_another_form(tmp_path: Path, content: object) -> None:
 def test_missing_activations(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="record them first"):
         assets.read_activations(tmp_path / "activations.npz")
+
+
+def test_json_names_its_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    assets.write_json(path, {"a": [1, None]})
+    assert assets.read_json(path) == {"a": [1, None]}
+    path.write_text('{\n "a": 1,\n}')
+    with pytest.raises(ValueError, match=rf"{path}, line [23]: this is no JSON"):
+        assets.read_json(path)
+    for content in (b"", b"\xff", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{path}, line 1: this is no JSON"):
+            assets.read_json(path)
 
 
 # -- writes ----------------------------------------------------------------------------------------------------------
@@ -182,23 +240,72 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
     assert not list(tmp_path.rglob("*.part*"))
 
 
-def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "steps.pkl"
-    assets.write_pickle(path, [0, 1])
-    writer = textwrap.dedent(f"""
-        import time
+def writer(path: Path) -> subprocess.Popen[str]:
+    """A process that is in the middle of writing, and goes on when it is written to."""
+    code = textwrap.dedent(f"""
         from bacinfer import assets
         with assets.atomic_write({str(path)!r}) as temporary:
             temporary.write_text("half")
             print("writing", flush=True)
-            time.sleep(60)
+            input()
+            temporary.unlink()  # as some writers do
+            temporary.write_text("half and half")
     """)
-    process = subprocess.Popen([sys.executable, "-c", writer], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "steps.pkl"
+    assets.write_pickle(path, [0, 1])
+    process = writer(path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert assets.read_pickle(path) == [0, 1]
+    assert len(list(tmp_path.iterdir())) == 2  # and what it left
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "steps[1].pkl"
+    killed, living = writer(path), writer(path)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    (tmp_path / "steps[1].pkl.notes.part").mkdir()  # of somebody else
+    assert len(list(tmp_path.glob(".*.part"))) == 2
+    assets.write_pickle(path, [0, 1])
+    assert len(list(tmp_path.glob(".*.part"))) == 1
+    assert living.stdin is not None
+    living.communicate("go on")
+    assert living.returncode == 0
+    assert path.read_text() == "half and half"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"steps[1].pkl", "steps[1].pkl.notes.part"}
+
+
+def test_a_directory_that_is_removed_before_its_lock_is_made_again(tmp_path: Path, monkeypatch) -> None:
+    lock = assets._lock
+
+    def remove_first(directory: Path, operation: int) -> int | None:
+        monkeypatch.undo()
+        directory.rmdir()
+        return lock(directory, operation)
+
+    monkeypatch.setattr(assets, "_lock", remove_first)
+    assets.write_text(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_file_systems_without_locks(tmp_path: Path, monkeypatch) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(assets.fcntl, "flock", no_locks)
+    (tmp_path / ".file.abcdefgh.part").mkdir()  # whose writer may live
+    assets.write_text(tmp_path / "file", "text")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"file", ".file.abcdefgh.part"}
 
 
 def test_written_files_have_usual_permissions(tmp_path: Path) -> None:

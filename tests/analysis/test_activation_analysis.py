@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bacinfer.analysis.activation_analysis import RunningMean
+from bacinfer.analysis.block_statistics import RunningMean
 
 
 def test_running_mean_is_the_mean_and_does_not_depend_on_a_break() -> None:

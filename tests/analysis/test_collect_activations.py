@@ -10,7 +10,8 @@ import torch
 from analysis_helpers import NUM_STEPS, FakeTask
 
 from bacinfer import assets
-from bacinfer.analysis.collect_activations import Recording, main, noise_seed, record, write_recording
+from bacinfer.analysis.collect_activations import main
+from bacinfer.analysis.residuals import Recording, noise_seed, record, write_recording
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.tasks.base import seeded_noise

@@ -16,10 +16,11 @@ from analysis_helpers import NUM_STEPS, FakeTask
 
 from bacinfer import assets
 from bacinfer.analysis import get_optimal_cache_update_steps as pipeline
-from bacinfer.analysis.collect_activations import record, recordings
-from bacinfer.analysis.get_optimal_cache_update_steps import Sampling, analyse_policy, collect_statistics, main
-from bacinfer.analysis.optimal_cache_scheduler import optimal_update_steps
-from bacinfer.analysis.similarity_metrics import METRICS, similarity
+from bacinfer.analysis.get_optimal_cache_update_steps import main
+from bacinfer.analysis.pipeline import Sampling, analyse_policy, collect_statistics
+from bacinfer.analysis.residuals import record, recordings
+from bacinfer.analysis.similarity import METRICS, similarity
+from bacinfer.analysis.update_steps import optimal_update_steps
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.bubbling import block_error, select_blocks
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
@@ -114,6 +115,18 @@ def test_matrices_are_means_over_all_observations(policy: TinyPolicy, task: Fake
     errors = statistics.block_errors()
     for module, key in found[0].block_keys.items():
         assert errors[key] == pytest.approx(np.mean([block_error(r.residuals[module]) for r in found]), rel=1e-5)
+
+
+def test_an_episode_that_ends_early_is_named(
+    policy: TinyPolicy, run: assets.RunAssets, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class ShortTask(FakeTask):
+        def observations(self, policy: Any, demo_idx: int, count: int = 1) -> Iterator[dict[str, torch.Tensor]]:
+            return super().observations(policy, demo_idx, min(count, 2))
+
+    sampling = replace(SAMPLING, observations_per_demo=3)
+    assert collect_statistics(policy, ShortTask(), run, [4], ["l1"], sampling).num_observations == 2
+    assert "the episode of demo 4 ended after 2 of 3 observations" in capsys.readouterr().err
 
 
 def test_observations_have_noise_of_their_own(policy: TinyPolicy, task: FakeTask) -> None:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bacinfer.analysis.optimal_cache_scheduler import objective, optimal_update_steps
-from bacinfer.analysis.similarity_metrics import METRICS, similarity
+from bacinfer.analysis.similarity import METRICS, similarity
+from bacinfer.analysis.update_steps import objective, optimal_update_steps
 
 
 def brute_force(matrix: np.ndarray, budget: int, maximise: bool) -> tuple[int, ...]:

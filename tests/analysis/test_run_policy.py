@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -37,6 +38,23 @@ def test_a_cache_is_counted_timed_and_compared(
     assert actions["action"].shape == (1, 8, 2)
     assert start["demo_idx"] == 12
     assert "2.0 updates a block in 10 steps" in capsys.readouterr().out
+
+
+def test_a_directory_of_steps_is_used_without_a_mode(checkpoint: Path, tmp_path: Path) -> None:
+    run_assets = assets.RunAssets(tmp_path / "pusht" / "original")
+    for n, dropout in itertools.product(range(2), (1, 2, 3)):
+        assets.write_steps(run_assets.steps_dir("cosine"), f"decoder.layers.{n}.dropout{dropout}", "cosine", [0, 3], 10)
+    flags = ["--optimal_steps_dir", str(run_assets.steps_dir("cosine")), "--num_caches", "2"]
+    summary = run(checkpoint, tmp_path / "out", *flags)
+    assert summary["cache_mode"] == "optimal"
+    assert summary["cache_arguments"] == {
+        "num_caches": 2,
+        "metric": "cosine",
+        "num_bu_blocks": 0,
+        "optimal_steps_dir": str(run_assets.steps_dir("cosine")),
+    }
+    assert summary["engine"] in ("fused", "eager")
+    assert set(summary["updates"].values()) == {3}  # type: ignore[attr-defined]
 
 
 def test_equal_seeds_give_equal_actions(checkpoint: Path, tmp_path: Path) -> None:

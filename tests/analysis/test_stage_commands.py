@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from bacinfer import assets
-from bacinfer.analysis import activation_analysis, bu_block_selection, optimal_cache_scheduler, steps_report
+from bacinfer.analysis import activation_analysis, bu_block_selection, optimal_cache_scheduler
 from bacinfer.analysis.recorded import block_key, read_matrices, read_residuals
-from bacinfer.analysis.similarity_metrics import similarity
+from bacinfer.analysis.similarity import similarity
+from bacinfer.commands import info as steps_report
 from bacinfer.core.bubbling import block_error
 
 MODULES = [f"decoder.layers.{layer}.dropout{n}" for layer in range(2) for n in (1, 2, 3)]
@@ -111,6 +112,8 @@ def test_matrices_are_never_silently_replaced(
         (["--metric", "mse"], "no similarity matrices of metric 'mse', only of ['cosine']"),
         ([], "--module_name is missing"),
         (["--module_name", "decoder"], "no module 'decoder'"),
+        (["--list_modules", "--module_name", MODULES[0]], "--list_modules only lists"),
+        (["--list_modules", "--num_caches", "5"], "--list_modules only lists"),
         (["--module_name", MODULES[0], "--num_caches", "9"], "integer in 1..8"),
     ],
 )
@@ -301,6 +304,25 @@ def test_reports_say_what_is_there(scheduled: assets.RunAssets, out: Path, capsy
     assert "has those for l1 2" in capsys.readouterr().err
     assert report(out, "counts", num_bu_blocks="4") == 2
     assert "top_1_error_blocks.pkl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"num_inference', "line 1: this is no JSON"),
+        ("[]", "expected the description of a schedule"),
+        ('{"num_inference_steps": "many"}', "expected the description of a schedule"),
+    ],
+)
+def test_a_foreign_description(
+    scheduled: assets.RunAssets, out: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    path = assets.steps_file(scheduled.steps_dir("l1"), MODULES[0], 2, "l1").with_suffix(".json")
+    path.write_text(content)
+    assert report(out, "steps") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(path) in line
+    assert message in line
 
 
 # -- the shell scripts -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
 from bacinfer import FastDiffusionPolicy
-from bacinfer.core.engines.fused import engine as engine_module
+from bacinfer.core.engines.fused import runners
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError
 from core.fused.fused_helpers import act, apply_cache, make_policy, make_scheduler
 
@@ -215,7 +215,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         raise NativeUnavailableError("there is no compiler in this test")
 
     if request.param == "auto from Python":
-        monkeypatch.setattr(engine_module, "NativeProgram", unavailable)
+        monkeypatch.setattr(runners, "NativeProgram", unavailable)
     return request.param.split()[0]
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +59,17 @@ def test_importing_the_package_needs_torch_and_numpy_only() -> None:
 def test_threshold_is_the_default(policy: TinyPolicy) -> None:
     assert summary(apply_cache(policy)).schedule == CacheSchedule.periodic(KEYS, 10, 5)
     assert summary(policy).mode == "threshold"
+
+
+@pytest.mark.parametrize(("num_caches", "interval"), [(10, 1), (4, 3), (3, 4), (1, 10)])
+def test_a_number_of_caches_alone_sets_the_interval(policy: TinyPolicy, num_caches: int, interval: int) -> None:
+    schedule = summary(apply_cache(policy, num_caches=num_caches)).schedule
+    assert schedule == CacheSchedule.periodic(KEYS, 10, interval)
+
+
+def test_a_number_that_equals_the_default_is_honoured_where_it_is_given() -> None:
+    policy = TinyPolicy(num_inference_steps=100)
+    assert summary(apply_cache(policy, num_caches=30)).schedule == CacheSchedule.periodic(KEYS, 100, 4)
 
 
 def test_edit_updates_all_blocks_at_the_given_steps(policy: TinyPolicy) -> None:
@@ -161,15 +175,22 @@ def test_nothing_is_warned_of_without_a_reason(policy: TinyPolicy, run: assets.R
         ({"cache_mode": "fast"}, ValueError, "unknown cache_mode 'fast'; there are original, threshold"),
         ({"engine": "warp"}, ValueError, "unknown engine 'warp'; there are"),
         ({"cache_mode": "optimal"}, ValueError, "needs optimal_steps_dir"),
-        ({"cache_mode": "edit"}, ValueError, "go together"),
+        ({"cache_mode": "edit"}, ValueError, "needs edit_steps"),
+        ({"cache_mode": ""}, ValueError, "unknown cache_mode ''"),
         ({"cache_mode": "edit", "edit_steps": []}, ValueError, "first update step must be 0"),
         ({"cache_mode": "edit", "edit_steps": [0, 10]}, ValueError, "does not exist with K = 10"),
-        ({"edit_steps": [0]}, ValueError, "go together"),
+        ({"edit_steps": [0]}, ValueError, r"edit_steps=\[0\] has no effect with cache_mode='threshold'"),
         ({"cache_threshold": 0}, ValueError, "cache_threshold"),
+        ({"num_caches": 0}, ValueError, r"num_caches must be in 1\.\.10"),
+        ({"num_caches": 11}, ValueError, r"num_caches must be in 1\.\.10"),
         ({"schedule": CacheSchedule(10, {}), "cache_mode": "edit"}, ValueError, "not both"),
         ({"schedule": CacheSchedule(11, {})}, ValueError, "made for K = 11 .* num_inference_steps = 10"),
         ({"schedule": CacheSchedule(10, {"a.0_ff_block": (0,)})}, ValueError, "blocks that the policy lacks"),
-        ({"optimal_steps_dir": "nowhere"}, FileNotFoundError, "no such directory.*get_optimal_cache_update_steps"),
+        (
+            {"optimal_steps_dir": "nowhere", "num_caches": 5},
+            FileNotFoundError,
+            "no such directory.*get_optimal_cache_update_steps",
+        ),
         ({"optimal_steps_dir": "nowhere", "num_caches": 0}, ValueError, r"in 1\.\.10"),
         ({"optimal_steps_dir": "nowhere", "num_caches": 11}, ValueError, r"in 1\.\.10"),
         ({"optimal_steps_dir": "nowhere", "num_caches": 2, "num_bu_blocks": -1}, ValueError, "num_bu_blocks"),
@@ -177,8 +198,59 @@ def test_nothing_is_warned_of_without_a_reason(policy: TinyPolicy, run: assets.R
 )
 def test_wrong_arguments(policy: TinyPolicy, arguments: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        apply_cache(policy, **{"num_caches": 5, **arguments})
+        apply_cache(policy, **arguments)
     assert summary(policy).mode == "original"
+
+
+@pytest.mark.parametrize(
+    ("mode", "argument", "choice"),
+    [
+        ({"cache_mode": "original"}, {"cache_threshold": 7}, "'threshold'"),
+        ({"cache_mode": "original"}, {"num_caches": 3}, "'threshold' or 'optimal'"),
+        ({"cache_mode": "original"}, {"optimal_steps_dir": "steps"}, "'optimal'"),
+        ({"cache_mode": "threshold"}, {"optimal_steps_dir": "steps"}, "'optimal'"),
+        ({}, {"metric": "l1"}, "'optimal'"),
+        ({}, {"num_bu_blocks": 1}, "'optimal'"),
+        ({}, {"refresh_last_step": False}, "'optimal'"),
+        ({"cache_threshold": 5}, {"num_caches": 3}, "'optimal'"),
+        ({"optimal_steps_dir": "steps"}, {"cache_threshold": 7}, "'threshold'"),
+        ({"optimal_steps_dir": "steps"}, {"edit_steps": [0]}, "'edit'"),
+        ({"cache_mode": "edit", "edit_steps": [0]}, {"num_caches": 3}, "'threshold' or 'optimal'"),
+        ({"schedule": CacheSchedule(10, {})}, {"num_bu_blocks": 1}, "'optimal'"),
+        ({"schedule": CacheSchedule(10, {})}, {"cache_threshold": 4}, "'threshold'"),
+    ],
+)
+def test_an_argument_without_effect_is_refused(
+    policy: TinyPolicy, mode: dict[str, Any], argument: dict[str, Any], choice: str
+) -> None:
+    ((name, value),) = argument.items()
+    message = re.escape(f"{name}={value} has no effect with") + f".*leave it out, or choose cache_mode {choice}"
+    with pytest.raises(ValueError, match=message):
+        apply_cache(policy, **mode, **argument)
+    assert summary(policy).mode == "original"
+
+
+def test_defaults_may_be_written_out(policy: TinyPolicy, run: assets.RunAssets) -> None:
+    """As code does that passes the whole list in every mode."""
+    for interval in (5, 4):
+        apply_cache(policy, interval, None, 30, "cosine", "threshold", 0)
+        assert summary(policy).schedule == CacheSchedule.periodic(KEYS, 10, interval)
+    apply_cache(policy, 5, run.steps_dir("cosine"), 2, "cosine", None, 0)
+    assert summary(policy).mode == "optimal"
+    apply_cache(policy, 5, None, 30, "cosine", "original", 0)
+    assert summary(policy).mode == "original"
+    parameters = inspect.signature(apply_cache).parameters
+    assert list(parameters)[:7] == [
+        *("policy", "cache_threshold", "optimal_steps_dir", "num_caches", "metric", "cache_mode", "num_bu_blocks"),
+    ]
+    assert [str(parameters[name].default) for name in list(parameters)[1:7]] == [
+        "5",
+        "None",
+        "30",
+        "cosine",
+        "None",
+        "0",
+    ]
 
 
 @pytest.mark.parametrize("name", ["model", "num_inference_steps", "predict_action"])
@@ -224,8 +296,8 @@ class Evil:
         (pickle.dumps([0, 10]), "update step 10 does not exist with K = 10"),
         (pickle.dumps([0, 5, 3]), "ascend"),
         (pickle.dumps([0, 3, 3]), "ascend"),
-        (pickle.dumps([0, 2.5]), "must be integers"),
-        (pickle.dumps(["0"]), "must be integers"),
+        (pickle.dumps([0, 2.5]), "expected a list of update steps, found list"),
+        (pickle.dumps(["0"]), "expected a list of update steps, found list"),
         (pickle.dumps([]), "must be 0"),
         (pickle.dumps({"steps": [0]}), "expected a list of update steps, found dict"),
         (pickle.dumps([0, Evil()]), "system"),

@@ -414,10 +414,10 @@ def test_sampler_that_calls_the_model_another_number_of_times_is_refused(policy:
             return {"action_pred": x}
 
     policy = apply_cache(Twice())
-    with pytest.raises(RuntimeError, match="more than K = 10 times"):
+    with pytest.raises(RuntimeError, match="more than K = 10 denoising steps"):
         act(policy)
     policy.calls = 9
-    with pytest.raises(RuntimeError, match="called the model 9 times"):
+    with pytest.raises(RuntimeError, match="took 9 denoising steps"):
         act(policy)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from bacinfer import FastDiffusionPolicy
 from bacinfer.analysis import get_optimal_cache_update_steps as analysis
-from bacinfer.evaluation import evaluate
+from bacinfer.commands import eval as evaluate
 from bacinfer.policies import Checkpoint, read_checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.tasks import RunnerTask, make_task
@@ -55,17 +55,10 @@ def test_analysis_and_evaluation_with_its_own_runner(tmp_path: Path) -> None:
     flags = ["-c", str(checkpoint), "-o", str(tmp_path / "pusht"), "--num_caches", "4", "--metrics", "cosine"]
     assert analysis.main([*flags, "--num_demos", "2"]) == 0
     steps_dir = tmp_path / "pusht" / "original" / "optimal_steps" / "cosine"
-    flags = [
-        "-c",
-        str(checkpoint),
-        "-o",
-        str(tmp_path / "out"),
-        "--n_test",
-        "2",
-        "--latency_calls",
-        "1",
-        "--skip_video",
-    ]
+    output_dir = tmp_path / "out"
+    flags = ["-c", str(checkpoint), "-o", str(output_dir), "--n_test", "2", "--latency_calls", "1"]
     flags += ["--cache_mode", "optimal", "--optimal_steps_dir", str(steps_dir), "--num_caches", "4"]
     assert evaluate.main([*flags, "--num_bu_blocks", "1", "--debug"]) == 0
-    assert (tmp_path / "out" / "eval_results.json").is_file()
+    assert (output_dir / "eval_results.json").is_file()
+    assert len(list(output_dir.glob("runs/*/media/100000.mp4"))) == 2
+    assert (output_dir / "media" / "side_by_side.mp4").is_file()

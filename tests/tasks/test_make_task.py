@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+import stand_in_runner
 from bacinfer.tasks import TASKS, MetaWorldTask, PushTTask, RunnerTask, make_task, task_name
 from bacinfer.tasks.table import tasks_in_group, tasks_named
+from bacinfer.tasks.video import frame_rate
+from stand_in_runner import FPS, STAND_IN_RUNNER, StandInRunner
 
 PUSHT_RUNNER = "diffusion_policy.env_runner.pusht_keypoints_runner.PushTKeypointsRunner"
-FAKE_RUNNER = "diffusion_policy.env_runner.fake_runner.FakeRunner"
 
 
 class CountingPolicy:
@@ -33,58 +35,16 @@ class CountingPolicy:
         return {"action": obs_dict["obs"][:, :1] + 1}
 
 
-class FakeRunner:
-    """Counts from its seed upwards: what it shows is a runner's constructor, `run` and log."""
-
-    closed: ClassVar[list[FakeRunner]] = []
-
-    def __init__(
-        self,
-        output_dir: str,
-        n_train: int = 6,
-        n_train_vis: int = 2,
-        train_start_idx: int = 0,
-        n_test: int = 50,
-        n_test_vis: int = 4,
-        test_start_seed: int = 10_000,
-        max_steps: int = 3,
-        n_envs: int | None = None,
-    ) -> None:
-        if max_steps < 0:
-            raise FileNotFoundError("data/robomimic/low_dim.hdf5")
-        self.seeds = [*range(train_start_idx, train_start_idx + n_train)]
-        self.seeds += range(test_start_seed, test_start_seed + n_test)
-        self.settings = SimpleNamespace(**{k: v for k, v in locals().items() if k != "self"})
-        self.max_steps = max_steps
-        self.env = SimpleNamespace(close=lambda **_: self.closed.append(self))
-
-    def run(self, policy: Any) -> dict[str, Any]:
-        assert Path(self.settings.output_dir).is_dir()
-        policy.reset()
-        obs = torch.tensor(self.seeds, dtype=torch.float32)[:, None, None]
-        for _ in range(self.max_steps):
-            obs = policy.predict_action({"obs": obs})["action"]
-        kind = "train" if self.settings.n_train else "test"
-        log: dict[str, Any] = {f"{kind}/sim_max_reward_{seed}": torch.tensor(0.5) for seed in self.seeds}
-        for seed in self.seeds[: self.settings.n_test_vis]:
-            log[f"test/sim_video_{seed}"] = SimpleNamespace(_path=f"{self.settings.output_dir}/{seed}.mp4")
-        return log | {f"{kind}/mean_score": 0.5, f"{kind}/p1": 0.75}
-
-
 @pytest.fixture(autouse=True)
 def _fake_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = ModuleType("diffusion_policy.env_runner.fake_runner")
-    module.FakeRunner = FakeRunner
+    module: Any = stand_in_runner.install(monkeypatch)
     module.Path = Path
-    monkeypatch.setattr(FakeRunner, "__module__", module.__name__)
-    monkeypatch.setattr(FakeRunner, "closed", [])
     monkeypatch.setitem(sys.modules, "diffusion_policy", ModuleType("diffusion_policy"))
     monkeypatch.setitem(sys.modules, "diffusion_policy.env_runner", ModuleType("diffusion_policy.env_runner"))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, PUSHT_RUNNER.rpartition(".")[0], None)  # cannot be imported
 
 
-def config(target: str | None = FAKE_RUNNER, name: str = "kitchen_lowdim", **settings: Any) -> DictConfig:
+def config(target: str | None = STAND_IN_RUNNER, name: str = "kitchen_lowdim", **settings: Any) -> DictConfig:
     runner = {"_target_": target, **settings} if target else None
     return OmegaConf.create({"n_obs_steps": 2, "task": {"name": name, "env_runner": runner}})
 
@@ -148,14 +108,17 @@ def test_runner_rollout(tmp_path: Path) -> None:
     assert rollout.log["test/p1"] == 0.75
     assert len(rollout.policy_seconds) == 4
     assert rollout.videos == {100_000: tmp_path / "media" / "100000.mp4"}
-    (runner,) = FakeRunner.closed
+    assert rollout.log["test/sim_video_100000"] == str(rollout.videos[100_000])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [rollout.videos[100_000]]
+    assert frame_rate(rollout.videos[100_000]) == FPS
+    (runner,) = StandInRunner.closed
     assert (runner.settings.n_train, runner.settings.n_envs, runner.settings.n_test_vis) == (0, 3, 1)
 
     again = CountingPolicy()
     torch.manual_seed(99)
     task.rollout(again, range(100_000, 100_003), n_envs=2)
     assert again.noise == policy.noise
-    assert FakeRunner.closed[-1].settings.n_envs == 2
+    assert StandInRunner.closed[-1].settings.n_envs == 2
 
 
 def test_runner_rollout_of_training_starts() -> None:
@@ -163,7 +126,7 @@ def test_runner_rollout_of_training_starts() -> None:
     assert rollout.scores == {3: 0.5, 4: 0.5}
     assert rollout.mean_score == 0.5
     assert "train/mean_score" in rollout.log
-    (runner,) = FakeRunner.closed
+    (runner,) = StandInRunner.closed
     assert (runner.settings.n_train, runner.settings.n_test, runner.settings.train_start_idx) == (2, 0, 3)
 
 
@@ -173,10 +136,10 @@ def test_runner_observations_stop_after_their_count() -> None:
     observations = task.observations(policy, 7, count=3)
     assert [obs["obs"].tolist() for obs in observations] == [[[[7.0]]], [[[8.0]]], [[[9.0]]]]
     assert len(policy.noise) == 2
-    (runner,) = FakeRunner.closed
+    (runner,) = StandInRunner.closed
     assert (runner.settings.n_train, runner.settings.n_test, runner.settings.n_train_vis) == (1, 0, 0)
     assert next(task.observations(policy, 100_007))["obs"].item() == 100_007
-    assert (FakeRunner.closed[1].settings.n_train, FakeRunner.closed[1].settings.n_test) == (0, 1)
+    assert (StandInRunner.closed[1].settings.n_train, StandInRunner.closed[1].settings.n_test) == (0, 1)
 
 
 def test_runner_has_contiguous_seeds_and_films_the_first() -> None:
@@ -189,37 +152,66 @@ def test_runner_has_contiguous_seeds_and_films_the_first() -> None:
         task.rollout(CountingPolicy(), [100_000, 100_001], video_dir="x", video_seeds=[100_001])
 
 
-def test_runner_that_does_not_start() -> None:
-    task = make_task(config(max_steps=-1))
-    with pytest.raises(RuntimeError, match=r"cannot start FakeRunner of task kitchen: data/robomimic"):
+def test_missing_data_are_said_to_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = f"cannot start StandInRunner of task kitchen: .*low_dim.hdf5.* the current directory, {tmp_path}: "
+    with pytest.raises(RuntimeError, match=expected):
+        make_task(config(max_steps=-1)).rollout(CountingPolicy(), [100_000])
+
+
+@pytest.mark.parametrize(
+    ("failure", "meaning"),
+    [
+        (
+            AttributeError("module 'wandb.util' has no attribute 'generate_id'"),
+            r'generate_id.*pip install "wandb<0\.28"',
+        ),
+        (AttributeError("'float' object has no attribute 'numerator'"), r'numerator.*pip install "av<13"'),
+        (ConnectionResetError(104, "Connection reset by peer"), "the process of an environment ended"),
+        (EOFError(), r"EOFError\(\).*the process of an environment ended"),
+        (ValueError("gladLoadGL error"), "MUJOCO_GL=egl"),
+        (KeyError("kettle"), "'kettle'$"),
+    ],
+)
+def test_what_environments_fail_with_is_explained(
+    failure: Exception, meaning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StandInRunner, "failure", failure)
+    task = make_task(config())
+    with pytest.raises(RuntimeError, match=f"StandInRunner of task kitchen failed: .*{meaning}"):
         task.rollout(CountingPolicy(), [100_000])
+    with pytest.raises(RuntimeError, match=meaning):
+        task.observations(CountingPolicy(), 7, count=2)
+    assert len(StandInRunner.closed) == 2
 
 
 def test_a_failing_policy_does_not_leave_environments_open() -> None:
     class Broken(CountingPolicy):
         def predict_action(self, obs_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-            raise RuntimeError("no actions today")
+            raise FloatingPointError("no actions today")
 
-    with pytest.raises(RuntimeError, match="no actions today"):
+    with pytest.raises(FloatingPointError, match=r"^no actions today$"):
         make_task(config()).rollout(Broken(), [100_000])
-    assert len(FakeRunner.closed) == 1
+    assert len(StandInRunner.closed) == 1
 
 
 def test_missing_simulator() -> None:
     with pytest.raises(RuntimeError, match=r"kitchen needs diffusion_policy\.env_runner\.kitchen"):
         make_task(config("diffusion_policy.env_runner.kitchen_lowdim_runner.KitchenLowdimRunner"))
     with pytest.raises(RuntimeError, match="has no Missing"):
-        make_task(config("diffusion_policy.env_runner.fake_runner.Missing"))
+        make_task(config("diffusion_policy.env_runner.stand_in_runner.Missing"))
 
 
-@pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "diffusion_policy.env_runner.fake_runner.Path"])
+@pytest.mark.parametrize(
+    "target", ["os.system", "subprocess.Popen", "diffusion_policy.env_runner.stand_in_runner.Path"]
+)
 def test_only_diffusion_policys_runners_are_called(target: str) -> None:
     with pytest.raises(ValueError, match="trust_checkpoint"):
         make_task(config(target))
 
 
 def test_a_trusted_checkpoint_may_bring_its_own_runner() -> None:
-    task = make_task(config("diffusion_policy.env_runner.fake_runner.Path"), trust_checkpoint=True)
+    task = make_task(config("diffusion_policy.env_runner.stand_in_runner.Path"), trust_checkpoint=True)
     assert isinstance(task, RunnerTask)
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bacinfer.training.dataset import read_pusht_demonstrations, sequence_windows
+from bacinfer.training.dataset import read_demonstrations, read_pusht_demonstrations, sequence_windows
 
 
 def test_windows_by_hand() -> None:
@@ -79,13 +79,31 @@ def test_an_npz_file(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     check(tmp_path / "demos.npz")
 
 
-def test_a_zarr_folder(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+def write_zarr(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     zarr = pytest.importorskip("zarr", reason="needs zarr")
-    root = zarr.open(str(tmp_path / "replay.zarr"), "w")
+    root = zarr.open(str(path), "w")
     for name, array in arrays.items():
         group = root.require_group("meta" if name == "episode_ends" else "data")
         group.create_dataset(name, data=array, shape=array.shape)
-    check(tmp_path / "replay.zarr")
+    return path
+
+
+def test_a_zarr_folder(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    check(write_zarr(tmp_path / "replay.zarr", arrays))
+
+
+@pytest.mark.parametrize("kind", ["npz", "zarr"])
+def test_observations_as_they_are(arrays: dict[str, np.ndarray], tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"demos.{kind}"
+    arrays = {"obs": arrays["state"], "action": arrays["action"], "episode_ends": arrays["episode_ends"]}
+    if kind == "zarr":
+        write_zarr(path, arrays)
+    else:
+        np.savez(path, **arrays)
+    demonstrations = read_demonstrations(path)
+    assert demonstrations.episode_ends == (4, 6)
+    assert demonstrations.obs.tolist() == arrays["obs"].tolist()
+    assert demonstrations.action.tolist() == arrays["action"].tolist()
 
 
 def test_a_zarr_folder_without_zarr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +124,9 @@ def test_what_cannot_be_read(arrays: dict[str, np.ndarray], tmp_path: Path) -> N
         np.savez(path, **{**arrays, "episode_ends": np.array(ends)})
         with pytest.raises(ValueError, match="episodes end at step"):
             read_pusht_demonstrations(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=rf"{path} is not a complete \.npz file"):
+        read_pusht_demonstrations(path)
     np.savez(path, **{**arrays, "action": np.array([{"a": 1}] * 6, dtype=object)})
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(ValueError, match=rf"{path} is not a complete \.npz file"):
         read_pusht_demonstrations(path)

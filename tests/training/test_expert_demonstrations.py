@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bacinfer.assets import read_arrays
 from bacinfer.training import expert_demonstrations
 from bacinfer.training.dataset import read_demonstrations
-from bacinfer.training.expert_demonstrations import record_demonstrations
+from bacinfer.training.expert_demonstrations import check_recorded, record_demonstrations
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +22,23 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_equal_arguments_give_equal_demonstrations(disturbed: Path, tmp_path: Path) -> None:
     record_demonstrations(tmp_path / "again.npz", "pick-place-v3", 3, disturbed=1.0)
-    with np.load(disturbed) as first, np.load(tmp_path / "again.npz") as again:
-        assert set(first) == {"obs", "action", "episode_ends", "seeds"}
-        for name in first:
-            np.testing.assert_array_equal(first[name], again[name])
-        assert len(first["episode_ends"]) == len(set(first["seeds"])) == 3
-        assert max(first["seeds"]) < 10_000
+    first, again = (read_arrays(path)[0] for path in (disturbed, tmp_path / "again.npz"))
+    assert set(first) == {"obs", "action", "episode_ends", "seeds"}
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+    assert len(first["episode_ends"]) == len(set(first["seeds"])) == 3
+    assert max(first["seeds"]) < 10_000
+
+
+def test_a_file_knows_how_it_was_recorded(disturbed: Path, tmp_path: Path) -> None:
+    check_recorded(disturbed, "pick-place-v3", 3, disturbed=1.0)
+    with pytest.raises(ValueError, match=rf"{disturbed} was recorded with count 3 instead of 4, disturbed 1.0 instead"):
+        check_recorded(disturbed, "pick-place-v3", 4)
+    with pytest.raises(ValueError, match="env_name pick-place-v3 instead of drawer-open-v3"):
+        check_recorded(disturbed, "drawer-open-v3", 3, disturbed=1.0)
+    np.savez(tmp_path / "elsewhere.npz", obs=np.zeros(1))
+    check_recorded(tmp_path / "elsewhere.npz", "pick-place-v3", 4)
+    check_recorded(tmp_path, "pick-place-v3", 4)
 
 
 def test_they_are_clean_actions_that_solve_the_task(disturbed: Path) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bacinfer.commands.train import main
 from bacinfer.policies import load_policy, read_checkpoint
-from bacinfer.tasks import MetaWorldTask, make_task
+from bacinfer.tasks import MetaWorldTask, make_task, task_name
 from bacinfer.tasks.base import Rollout
 from bacinfer.training import train
 from bacinfer.training.dataset import Demonstrations, read_pusht_demonstrations
-from bacinfer.training.train import Trainer, export_checkpoint, main, read_config
+from bacinfer.training.train import Trainer, export_checkpoint, read_config
 
 # 38 windows in batches of 8: four steps an epoch, six windows left over
 TINY = [
@@ -94,18 +96,46 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     assert_equal(states(tmp_path / "parts"), states(tmp_path / "whole"))
 
 
-def test_an_interrupt_finishes_the_step_and_saves(demonstrations: Demonstrations, tmp_path: Path) -> None:
-    run = trainer(demonstrations, tmp_path)
-    step = run.step
-    calls = []
+def log_entries(output_dir: Path) -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (output_dir / "logs.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in entry.items() if name != "samples_per_second"} for entry in entries]
+
+
+@pytest.mark.parametrize("steps", [[1], [3, 1, 4], [6], [8, 3]])
+def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(
+    steps: list[int], demonstrations: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout = Rollout({"train/mean_score": 0.5}, [], 0.0)
+    monkeypatch.setattr(train, "make_task", lambda cfg: SimpleNamespace(rollout=lambda *_: rollout))
+    settings = ["training.log_every=3", "training.rollout_every=1"]
+    assert trainer(demonstrations, tmp_path / "whole", *settings).run()
+    for number in steps:
+        run = trainer(demonstrations, tmp_path / "parts", *settings)
+        interrupt_after(run, number)
+        assert not run.run()
+    killed = trainer(demonstrations, tmp_path / "parts", *settings)
+    monkeypatch.setattr(killed, "save", lambda path: None)
+    killed.run()
+    assert trainer(demonstrations, tmp_path / "parts", *settings).run()
+    assert log_entries(tmp_path / "parts") == log_entries(tmp_path / "whole")
+    assert [entry["global_step"] for entry in log_entries(tmp_path / "parts")] == [3, 4, 6, 8, 9, 12, 12]
+
+
+def interrupt_after(run: Trainer, number: int) -> None:
+    step, first_step = run.step, run.global_step
 
     def interrupted_step() -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 6:
+        loss = step()
+        if run.global_step == first_step + number:
             os.kill(os.getpid(), signal.SIGINT)
-        return step()
+        return loss
 
     run.step = interrupted_step  # type: ignore[method-assign]
+
+
+def test_an_interrupt_finishes_the_step_and_saves(demonstrations: Demonstrations, tmp_path: Path) -> None:
+    run = trainer(demonstrations, tmp_path)
+    interrupt_after(run, 6)
     handler = signal.getsignal(signal.SIGINT)
     assert not run.run()
     assert signal.getsignal(signal.SIGINT) is handler
@@ -250,6 +280,24 @@ def test_rollouts_keep_the_best_checkpoints(
     }
 
 
+@pytest.mark.parametrize(("keep", "kept"), [(0, []), (1, ["epoch=0002-train_mean_score=0.500.ckpt"])])
+def test_how_many_of_the_best_are_kept(
+    keep: int, kept: list[str], demonstrations: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.25, 0.5])
+    rollout = SimpleNamespace(rollout=lambda *_: Rollout({"train/mean_score": next(scores)}, [], 0.0))
+    monkeypatch.setattr(train, "make_task", lambda cfg: rollout)
+    settings = ["training.rollout_every=1", f"training.keep_best={keep}", "training.num_epochs=2"]
+    trainer(demonstrations, tmp_path, *settings).run()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [*kept, "latest.ckpt"]
+
+
+@pytest.mark.parametrize("name", ["log_every", "checkpoint_every"])
+def test_an_interval_of_nothing(name: str, demonstrations: Demonstrations, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"training.{name}=0: expected at least 1"):
+        trainer(demonstrations, tmp_path, f"training.{name}=0")
+
+
 def test_bfloat16_stays_near_single_precision(demonstrations: Demonstrations, tmp_path: Path) -> None:
     losses = []
     for precision in train.PRECISIONS:
@@ -312,6 +360,21 @@ def test_a_robot_arm_s_task_has_to_be_chosen(tmp_path: Path, capsys: pytest.Capt
     error = capsys.readouterr().err
     assert "task=" in error
     assert "drawer_open" in error
+
+
+def test_block_pushing(tmp_path: Path) -> None:
+    cfg = read_config(["task=block_pushing"])
+    assert task_name(cfg) == "block_pushing"
+    assert (cfg.policy.horizon, cfg.policy.n_obs_steps, cfg.policy.n_action_steps) == (5, 3, 1)
+    assert (cfg.policy.model.input_dim, cfg.policy.model.cond_dim, cfg.policy.model.n_emb) == (2, 16, 256)
+    assert (cfg.task.dataset.pad_before, cfg.task.dataset.pad_after) == (2, 0)
+    rng = np.random.default_rng(0)
+    data = tmp_path / "demos.npz"
+    np.savez(data, obs=rng.normal(size=(30, 16)), action=rng.normal(size=(30, 2)), episode_ends=np.array([12, 30]))
+    command = ["-o", str(tmp_path / "run"), "--data", str(data), "task=block_pushing"]
+    assert main([*command, *TINY, "training.num_epochs=1"]) == 0
+    policy = load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt")
+    assert (policy.obs_dim, policy.action_dim, policy.n_action_steps) == (16, 2, 1)
 
 
 def test_entries_that_follow_from_others() -> None:

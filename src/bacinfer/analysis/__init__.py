@@ -1,0 +1,1 @@
+"""Finding schedules offline: residuals, similarities, update steps, blocks for bubbling union."""

@@ -1,206 +1,27 @@
-"""Checkpoint -> update steps: the whole pipeline from a policy to an assets directory, in one command.
-
-    policy -> residuals -> similarity matrices, block errors -> update steps, selected blocks -> files and pictures
-
-It can be interrupted: the statistics on disk know which demos they are of, and the next run goes on with the others.
-"""
+"""Checkpoint -> update steps: ``bacinfer steps``, ``python -m bacinfer.analysis.get_optimal_cache_update_steps``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
+from collections.abc import Sequence
 
 from bacinfer import assets
-from bacinfer.analysis.activation_analysis import BlockStatistics, add_metrics_argument
-from bacinfer.analysis.bu_block_selection import write_selections
-from bacinfer.analysis.collect_activations import (
+from bacinfer.analysis.pipeline import DEFAULT_BUDGETS, Sampling, analyse_policy
+from bacinfer.analysis.residuals import (
     DEFAULT_DEMO,
-    add_seed_argument,
     file_digest,
-    noise_seed,
-    recording_source,
-    recordings,
-    write_recording,
 )
-from bacinfer.analysis.optimal_cache_scheduler import check_budgets, optimal_update_steps
-from bacinfer.analysis.plots import plot_schedules, plot_similarities
-from bacinfer.analysis.similarity_metrics import find_metric
-from bacinfer.command_options import add_policy_arguments, integers, load_policy_and_config, run_command
-from bacinfer.core.schedule import CacheSchedule
-from bacinfer.tasks import Task, make_task
-
-DEFAULT_BUDGETS = (5, 8, 10, 20)
-
-Schedules = dict[str, dict[int, CacheSchedule]]  # metric, then M
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Which residuals the statistics are of, apart from the demos: with another one they are made anew.
-
-    Attributes:
-        checkpoint_sha256: Digest of the checkpoint file.
-        num_inference_steps: K.
-        observations_per_demo: How many policy calls of each episode are recorded.
-        random_seed: Seed of the sampling noise.
-    """
-
-    checkpoint_sha256: str
-    num_inference_steps: int
-    observations_per_demo: int
-    random_seed: int
-
-
-def collect_statistics(
-    policy: Any,
-    task: Task,
-    run: assets.RunAssets,
-    demos: Sequence[int],
-    metrics: Sequence[str],
-    sampling: Sampling,
-    *,
-    force: bool = False,
-) -> BlockStatistics:
-    """Records the policy at each demo and averages similarity matrices and block errors, keeping what is on disk.
-
-    Writes ``similarity_matrices.npz`` after every demo, and the residuals of the first recording to
-    ``activations.npz``.
-
-    Args:
-        policy: A plain policy.
-        task: Where observations come from.
-        run: ``assets/<task>/original``.
-        demos: Episode starts (see `Task.observations`).
-        metrics: Names of the metrics to compare residuals with.
-        sampling: What else determines the residuals.
-        force: Ignore what is on disk.
-
-    Raises:
-        ValueError: if a metric is unknown, a demo is negative, or a residual is not finite.
-    """
-    for metric in metrics:
-        find_metric(metric)
-    for demo_idx in demos:
-        noise_seed(sampling.random_seed, demo_idx)
-    statistics = BlockStatistics(metrics)
-    done: list[int] = []
-    if not force:
-        statistics, done = _resume(run.similarity_matrices, demos, metrics, sampling)
-    missing = [demo_idx for demo_idx in demos if demo_idx not in done]
-    for demo_idx in tqdm(missing, desc="recording the policy", unit="demo"):
-        for recording in recordings(policy, task, demo_idx, sampling.observations_per_demo, sampling.random_seed):
-            if statistics.num_observations == 0:
-                source = recording_source(policy, sampling.checkpoint_sha256, demo_idx, sampling.random_seed)
-                write_recording(run, recording, source)
-            statistics.add(recording.residuals, recording.block_keys)
-        done.append(demo_idx)
-        statistics.write(run.similarity_matrices, {"demos": done, "sampling": asdict(sampling)})
-    return statistics
-
-
-def _resume(
-    path: Path, demos: Sequence[int], metrics: Sequence[str], sampling: Sampling
-) -> tuple[BlockStatistics, list[int]]:
-    """The statistics on disk and their demos, if the request can go on with them; otherwise empty ones."""
-    if not path.is_file():
-        return BlockStatistics(metrics), []
-    statistics, metadata = BlockStatistics.read(path)
-    done = list(metadata.get("demos", ()))
-    # Metrics that were asked for earlier stay.
-    all_metrics = list(dict.fromkeys([*statistics.metrics, *metrics]))
-    changes = [
-        f"{name} changed from {_short(metadata.get('sampling', {}).get(name))} to {_short(value)}"
-        for name, value in asdict(sampling).items()
-        if metadata.get("sampling", {}).get(name) != value
-    ]
-    if other := [demo_idx for demo_idx in done if demo_idx not in demos]:
-        changes.append(f"it is also of demos {other}, which were not asked for")
-    if len(all_metrics) > len(statistics.metrics):
-        changes.append(f"it has no {', '.join(all_metrics[len(statistics.metrics) :])}")
-    if changes:
-        _say(f"recomputing {path}: {'; '.join(changes)}")
-        return BlockStatistics(all_metrics), []
-    _say(f"using {path}, which has demos {done} (--force_recompute records them again)")
-    return statistics, done
-
-
-def find_schedules(statistics: BlockStatistics, metrics: Iterable[str], budgets: Sequence[int]) -> Schedules:
-    """The schedule of all blocks for every metric and budget, without bubbling union.
-
-    Raises:
-        ValueError: if a budget is not in 1..K.
-    """
-    schedules: Schedules = {}
-    for metric in metrics:
-        maximise = find_metric(metric).maximise
-        matrices = statistics.matrices(metric)
-        found = {m: optimal_update_steps(s, budgets, maximise=maximise) for m, s in matrices.items()}
-        schedules[metric] = {
-            budget: CacheSchedule(
-                len(next(iter(matrices.values()))),
-                {statistics.block_keys[module]: steps[budget] for module, steps in found.items()},
-                f"optimal {metric}, M = {budget}",
-            )
-            for budget in budgets
-        }
-    return schedules
-
-
-def write_schedules(run: assets.RunAssets, schedules: Schedules, block_keys: Mapping[str, str]) -> None:
-    """Writes every block's update steps, in the files that `apply_cache` and BACInfer read."""
-    for metric, by_budget in schedules.items():
-        for schedule in by_budget.values():
-            for module, block in block_keys.items():
-                steps = schedule.update_steps[block]
-                assets.write_steps(run.steps_dir(metric), module, metric, steps, schedule.num_inference_steps)
-
-
-def write_pictures(run: assets.RunAssets, statistics: BlockStatistics, schedules: Schedules) -> None:
-    """Draws the similarity matrices and the schedules of every metric into ``figures``."""
-    figures = run.directory / "figures"
-    for metric, by_budget in tqdm(schedules.items(), desc="drawing", unit="metric", leave=False):
-        matrices = {statistics.block_keys[module]: s for module, s in statistics.matrices(metric).items()}
-        plot_similarities(matrices, metric, figures / f"similarity_{metric}.png")
-        plot_schedules(list(by_budget.values()), figures / f"schedules_{metric}.png")
-
-
-def analyse_policy(
-    policy: Any,
-    task: Task,
-    run: assets.RunAssets,
-    demos: Iterable[int],
-    metrics: Iterable[str],
-    budgets: Iterable[int],
-    sampling: Sampling,
-    *,
-    force: bool = False,
-) -> Schedules:
-    """The whole pipeline: records `policy`, finds its schedules, and writes all results to `run`.
-
-    Args:
-        budgets: Numbers of update steps M.
-        Others: see `collect_statistics`.
-
-    Raises:
-        ValueError: if a budget is not in 1..K, or as `collect_statistics`.
-    """
-    budgets = sorted(set(check_budgets(budgets, policy.num_inference_steps)))
-    metrics, demos = list(dict.fromkeys(metrics)), list(dict.fromkeys(demos))
-    statistics = collect_statistics(policy, task, run, demos, metrics, sampling, force=force)
-    schedules = find_schedules(statistics, metrics, budgets)
-    write_schedules(run, schedules, statistics.block_keys)
-    write_selections(run, statistics.block_errors())
-    write_pictures(run, statistics, schedules)
-    return schedules
-
-
-# -- the command -------------------------------------------------------------------------------------------------
+from bacinfer.commands.options import (
+    add_metrics_argument,
+    add_policy_arguments,
+    add_seed_argument,
+    integers,
+    load_policy_and_config,
+    path_argument,
+    run_command,
+)
+from bacinfer.tasks import make_task
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -212,7 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_policy_arguments(parser)
     parser.add_argument(
-        "-o", "--output_dir", required=True, type=Path, metavar="OUT", help="the task's assets, e.g. assets/pusht"
+        "-o",
+        "--output_dir",
+        required=True,
+        type=path_argument,
+        metavar="OUT",
+        help="the task's assets, e.g. assets/pusht",
     )
     parser.add_argument(
         "--num_caches",
@@ -268,15 +94,6 @@ def _demos(args: argparse.Namespace) -> Sequence[int]:
     if args.num_demos < 1:
         raise ValueError(f"--num_demos must be at least 1, got {args.num_demos}")
     return range(args.num_demos)
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
-def _short(value: Any) -> str:
-    """A value for a message; of a digest its start."""
-    return f"{value[:12]}…" if isinstance(value, str) else str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

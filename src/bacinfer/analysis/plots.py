@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from bacinfer.analysis.similarity_metrics import Array
+from bacinfer.analysis.similarity import Array
 from bacinfer.assets import atomic_write
 from bacinfer.core.bubbling import split_block_key
 from bacinfer.core.schedule import CacheSchedule

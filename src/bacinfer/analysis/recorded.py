@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor
 
 from bacinfer import assets
-from bacinfer.analysis.similarity_metrics import METRICS, Array, find_metric
-from bacinfer.command_options import add_debug_argument
+from bacinfer.analysis.similarity import METRICS, Array, find_metric
 
 
 def read_residuals(run: assets.RunAssets) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -104,21 +102,3 @@ def block_key(module: str) -> str | None:
     match = re.fullmatch(r"(.*?(decoder|encoder)\.layers\.\d+)\.(dropout\d)", module)
     kind = _KINDS[match[2]].get(match[3]) if match else None
     return f"{match[1]}_{kind}" if match and kind else None
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """-o, -t, --cache_mode and --debug: which recording to read."""
-    parser.add_argument("-o", "--output_dir", required=True, metavar="OUT", help="assets directory")
-    parser.add_argument("-t", "--task", required=True, metavar="TASK", help="name of the task's folder in OUT")
-    parser.add_argument(
-        "--cache_mode",
-        default="original",
-        metavar="MODE",
-        help="folder in OUT/TASK: original, threshold_5, optimal_cosine_caches_10, … (default: original)",
-    )
-    add_debug_argument(parser)
-
-
-def run_assets(args: argparse.Namespace) -> assets.RunAssets:
-    """The directory that `add_run_arguments` names."""
-    return assets.RunAssets(Path(args.output_dir) / args.task / args.cache_mode)

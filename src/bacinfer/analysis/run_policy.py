@@ -14,15 +14,19 @@ import torch
 from torch import Tensor
 
 from bacinfer import assets
-from bacinfer.analysis.collect_activations import add_start_arguments, noise_seed
-from bacinfer.command_options import (
+from bacinfer.analysis.residuals import noise_seed
+from bacinfer.commands.options import (
     add_cache_arguments,
     add_policy_arguments,
-    apply_cache_arguments,
+    add_start_arguments,
+    apply_request,
+    cache_request,
     load_policy_and_config,
+    path_argument,
     run_command,
 )
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
+from bacinfer.core.summary import CacheSummary
 from bacinfer.tasks import make_task
 from bacinfer.tasks.base import seeded_noise, timed_call
 
@@ -34,6 +38,7 @@ class Comparison:
     """A cached policy beside the plain one, at one observation and the same noise; actions in the task's units."""
 
     cache_mode: str
+    engine: str | None  # that ran the schedule; None for the plain policy
     num_inference_steps: int
     updates: dict[str, int]  # block key to how often it is computed
     flops_fraction: float
@@ -58,13 +63,17 @@ class Comparison:
 
 
 def compare(
-    policy: Any, plain: Mapping[str, Tensor], plain_seconds: float, cached: Mapping[str, Tensor], cached_seconds: float
+    summary: CacheSummary,
+    plain: Mapping[str, Tensor],
+    plain_seconds: float,
+    cached: Mapping[str, Tensor],
+    cached_seconds: float,
 ) -> Comparison:
-    """What the cache of `policy` did, from the results and latencies of both runs."""
-    summary = FastDiffusionPolicy.summary(policy)
+    """What the cache of a policy did, from its summary and the results and latencies of both runs."""
     difference = (cached["action_pred"] - plain["action_pred"]).double()
     return Comparison(
         cache_mode=summary.mode,
+        engine=summary.engine,
         num_inference_steps=summary.num_inference_steps,
         updates={block: counts.updates for block, counts in summary.blocks.items()},
         flops_fraction=summary.flops_fraction,
@@ -94,26 +103,31 @@ def build_parser() -> argparse.ArgumentParser:
         "both speeds and the difference, and writes OUT/actions.npz and OUT/summary.json.",
     )
     add_policy_arguments(parser)
-    parser.add_argument("-o", "--output_dir", required=True, type=Path, metavar="OUT", help="directory to write to")
+    parser.add_argument(
+        "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="directory to write to"
+    )
     add_start_arguments(parser)
     add_cache_arguments(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    request = cache_request(args)
     policy, checkpoint = load_policy_and_config(args)
+    apply_request(policy, request, args.engine)
     task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
     obs = next(task.observations(policy, args.demo_idx))
     seed = noise_seed(args.random_seed, args.demo_idx)
-    plain = sample(policy, obs, seed)
-    apply_cache_arguments(policy, args)
     cached = sample(policy, obs, seed)
-    comparison = compare(policy, *plain, *cached)
+    summary = FastDiffusionPolicy.summary(policy)
+    plain = sample(FastDiffusionPolicy.remove_cache(policy), obs, seed)
+    comparison = compare(summary, *plain, *cached)
 
     actions = {name: tensor.cpu().numpy() for name, tensor in cached[0].items()}
     start = {"checkpoint": str(args.checkpoint), "demo_idx": args.demo_idx, "random_seed": args.random_seed}
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in request.arguments.items()}
     assets.write_arrays(args.output_dir / "actions.npz", actions, start)
-    assets.write_json(args.output_dir / "summary.json", {**start, **asdict(comparison)})
+    assets.write_json(args.output_dir / "summary.json", {**start, "cache_arguments": given, **asdict(comparison)})
     print(f"action {list(cached[0]['action'].shape)}:\n{cached[0]['action'].cpu().numpy()}")
     print(f"{comparison}\nwritten to {args.output_dir}: actions.npz, summary.json")
     return 0

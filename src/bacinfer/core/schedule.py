@@ -117,32 +117,37 @@ class CacheSchedule:
 
     # -- JSON --------------------------------------------------------------------------------------------------
 
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "version": JSON_VERSION,
-                "num_inference_steps": self.num_inference_steps,
-                "label": self.label,
-                "update_steps": {block: list(steps) for block, steps in self.update_steps.items()},
-            },
-            indent=1,
-        )
+    def to_data(self) -> dict[str, Any]:
+        """The schedule as JSON can hold it."""
+        return {
+            "version": JSON_VERSION,
+            "num_inference_steps": self.num_inference_steps,
+            "label": self.label,
+            "update_steps": {block: list(steps) for block, steps in self.update_steps.items()},
+        }
 
     @classmethod
-    def from_json(cls, text: str) -> CacheSchedule:
-        """The schedule that `to_json` wrote.
+    def from_data(cls, data: Any) -> CacheSchedule:
+        """The schedule that `to_data` described.
 
         Raises:
-            ValueError: if the text is not JSON, of another version, or not a valid schedule.
+            ValueError: if it is something else, of another version, or not a valid schedule.
         """
-        data = json.loads(text)
         if not isinstance(data, dict) or data.get("version") != JSON_VERSION:
             found = data.get("version") if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"expected a schedule of version {JSON_VERSION}, found {found!r}")
         try:
             return cls(data["num_inference_steps"], data["update_steps"], data["label"])
         except KeyError as error:
-            raise ValueError(f"not a schedule, it has no {error}: {text[:200]!r}") from error
+            raise ValueError(f"not a schedule, it has no {error}: {str(data)[:200]}") from error
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_data(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> CacheSchedule:
+        """The schedule that `to_json` wrote; raises ValueError as `from_data`, or if the text is not JSON."""
+        return cls.from_data(json.loads(text))
 
     # A mappingproxy can neither be copied nor pickled, so both go through the constructor.
 
@@ -151,6 +156,19 @@ class CacheSchedule:
 
     def __hash__(self) -> int:
         return hash((self.num_inference_steps, frozenset(self.update_steps.items()), self.label))
+
+
+def even_interval(num_inference_steps: int, num_caches: int) -> int:
+    """⌈K / M⌉, the interval of at most M evenly spaced updates in K steps.
+
+    Raises:
+        ValueError: if M is not in 1..K.
+    """
+    if not 1 <= num_caches <= num_inference_steps:
+        raise ValueError(
+            f"num_caches must be in 1..{num_inference_steps} (K, the number of denoising steps), got {num_caches}"
+        )
+    return -(-num_inference_steps // num_caches)
 
 
 def check_update_steps(steps: Sequence[int], num_inference_steps: int, owner: str) -> tuple[int, ...]:

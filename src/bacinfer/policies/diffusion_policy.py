@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from typing import Any
 
 INSTALL_HINT = (
@@ -11,18 +10,22 @@ INSTALL_HINT = (
     "without it, only its low-dimensional transformer policy can be loaded"
 )
 
-# where the parts of a policy are defined: policies, networks, noise schedulers
-_POLICY_PARTS = ("diffusion_policy.policy.", "diffusion_policy.model.", "diffusers.schedulers.")
+_LOWDIM = "diffusion_policy.policy.diffusion_transformer_lowdim_policy.DiffusionTransformerLowdimPolicy"
+_IMAGE = "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy"
+_TRANSFORMER = "diffusion_policy.model.diffusion.transformer_for_diffusion.TransformerForDiffusion"
+_SCHEDULERS = (
+    "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
+    "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
+)
 
+POLICIES: dict[str, dict[str, tuple[str, ...]]] = {
+    _LOWDIM: {"model": (_TRANSFORMER,), "noise_scheduler": _SCHEDULERS},
+    _IMAGE: {"noise_scheduler": _SCHEDULERS},
+}
+"""The classes of the transformer policies that Diffusion Policy published, and those of their parts.
 
-def names_policy_part(target: Any) -> bool:
-    """Whether a dotted name lies in one of the packages that define policies' parts."""
-    return isinstance(target, str) and target.startswith(_POLICY_PARTS)
-
-
-def is_policy_part(found: Any) -> bool:
-    """Whether a class or function was defined where policies' parts are, and not only imported there."""
-    return (inspect.isclass(found) or inspect.isfunction(found)) and found.__module__.startswith(_POLICY_PARTS)
+The configuration of a checkpoint may name them without being trusted. Other functions of the package can do more than
+build: one downloads weights."""
 
 
 def find(target: str) -> Any:

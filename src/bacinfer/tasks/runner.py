@@ -6,6 +6,7 @@ The package ``diffusion_policy`` and the simulator that the runner needs have to
 from __future__ import annotations
 
 import inspect
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bacinfer.assets import atomic_write
 from bacinfer.policies import diffusion_policy
 from bacinfer.tasks.base import (
     FIRST_TEST_SEED,
@@ -24,6 +26,7 @@ from bacinfer.tasks.base import (
     seeded_noise,
     timed_call,
 )
+from bacinfer.tasks.runner_errors import explain
 
 _PACKAGE = "diffusion_policy."
 
@@ -46,7 +49,7 @@ class RunnerTask:
             seeded_noise(policy, demo_idx),
             suppress(StopRollout),
         ):
-            runner.run(watched)
+            self._run(runner, watched)
         return iter([{key: value[:1].clone() for key, value in obs.items()} for obs in watched.observations])
 
     def rollout(
@@ -66,6 +69,7 @@ class RunnerTask:
 
         Raises:
             ValueError: seeds that are not contiguous, or videos of others than the first ones.
+            RuntimeError: the runner does not start, or one of its environments failed.
         """
         check_rollout(seeds, video_dir, video_seeds, n_envs)
         if list(video_seeds) != list(seeds[: len(video_seeds)]):
@@ -73,22 +77,20 @@ class RunnerTask:
                 f"{self._runner_class.__name__} films the first seeds only, not {list(video_seeds)} of {list(seeds)}"
             )
         watched = WatchedPolicy(policy)
-        with tempfile.TemporaryDirectory() as scratch:
-            output_dir = Path(video_dir) if video_seeds and video_dir else Path(scratch)
-            output_dir.mkdir(parents=True, exist_ok=True)
-            with (
-                self._runner(str(output_dir), seeds, len(video_seeds), n_envs) as runner,
-                seeded_noise(policy, noise_seed + seeds[0]),
-            ):
-                start = time.perf_counter()
-                log = {key: _plain(value) for key, value in runner.run(watched).items()}
-                seconds = time.perf_counter() - start
-        videos = {key.rpartition("_")[2]: Path(path) for key, path in log.items() if "/sim_video_" in key}
+        with (
+            tempfile.TemporaryDirectory() as output_dir,
+            self._runner(output_dir, seeds, len(video_seeds), n_envs) as runner,
+            seeded_noise(policy, noise_seed + seeds[0]),
+        ):
+            start = time.perf_counter()
+            log = {key: _plain(value) for key, value in self._run(runner, watched).items()}
+            seconds = time.perf_counter() - start
+            videos = _keep_videos(log, Path(video_dir)) if video_dir else {}
         return Rollout(
             log=log,
             policy_seconds=watched.seconds,
             env_seconds=seconds - sum(watched.seconds),
-            videos={int(seed): path for seed, path in videos.items()},
+            videos=videos,
         )
 
     @contextmanager
@@ -119,13 +121,22 @@ class RunnerTask:
             runner = self._runner_class(output_dir=output_dir, **arguments)
         except Exception as error:
             raise RuntimeError(
-                f"cannot start {self._runner_class.__name__} of task {self.name}: {error or repr(error)}"
+                f"cannot start {self._runner_class.__name__} of task {self.name}: {explain(error)}"
             ) from error
         try:
             yield runner
         finally:
             with suppress(Exception):  # after a failure closing may fail too, and would hide it
                 runner.env.close(terminate=True)
+
+    def _run(self, runner: Any, watched: WatchedPolicy) -> dict[str, Any]:
+        """The runner's log. What the policy raises comes out as it is, anything else as a RuntimeError."""
+        try:
+            return runner.run(watched)
+        except Exception as error:
+            if isinstance(error, StopRollout) or error is watched.error:
+                raise
+            raise RuntimeError(f"{self._runner_class.__name__} of task {self.name} failed: {explain(error)}") from error
 
     def _start_name(self, kind: str) -> str:
         """Training starts are a demonstration's index for robomimic's runner; everything else is a seed."""
@@ -138,13 +149,14 @@ class StopRollout(Exception):
 
 
 class WatchedPolicy:
-    """Stands in for a policy inside a runner: times every call, stops the run at call `stop_at`."""
+    """Stands in for a policy inside a runner: times every call, stops the run at call `stop_at`, keeps its `error`."""
 
     def __init__(self, policy: Any, stop_at: int | None = None) -> None:
         self._policy = policy
         self._stop_at = stop_at
         self.observations: list[dict[str, Tensor]] = []
         self.seconds: list[float] = []
+        self.error: Exception | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
@@ -154,7 +166,11 @@ class WatchedPolicy:
             self.observations.append(obs)
             if len(self.observations) == self._stop_at:
                 raise StopRollout
-        action, seconds = timed_call(self._policy, obs)
+        try:
+            action, seconds = timed_call(self._policy, obs)
+        except Exception as error:
+            self.error = error
+            raise
         self.seconds.append(seconds)
         return action
 
@@ -186,3 +202,16 @@ def _foreign(target: str) -> str:
 def _plain(value: Any) -> Any:
     """An entry of a runner's log as JSON can hold it: a number, or the path of a wandb video."""
     return str(value._path) if hasattr(value, "_path") else float(value)
+
+
+def _keep_videos(log: dict[str, Any], video_dir: Path) -> dict[int, Path]:
+    """Copies the runner's videos, whose names are random, to ``{seed}.mp4``, which the log then names; by seed."""
+    videos: dict[int, Path] = {}
+    for key, found in log.items():
+        if "/sim_video_" in key:
+            seed = int(key.rpartition("_")[2])
+            videos[seed] = video_dir / f"{seed}.mp4"
+            with atomic_write(videos[seed]) as temporary:
+                shutil.copyfile(found, temporary)
+            log[key] = str(videos[seed])
+    return videos

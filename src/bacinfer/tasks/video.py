@@ -22,7 +22,7 @@ FPS = 10
 class VideoWriter:
     """Takes frames one by one, so that no episode has to lie in memory."""
 
-    def __init__(self, container: Any, fps: int) -> None:
+    def __init__(self, container: Any, fps: int | Fraction) -> None:
         self._container = container
         self._fps = fps
         self._stream: Any = None
@@ -45,7 +45,7 @@ class VideoWriter:
 
 
 @contextmanager
-def open_video(path: str | Path, fps: int = FPS) -> Iterator[VideoWriter]:
+def open_video(path: str | Path, fps: int | Fraction = FPS) -> Iterator[VideoWriter]:
     """A writer of `path` (H.264, or MPEG-4 without libx264); the file appears when the block ends."""
     av = import_av()
     with atomic_write(path) as temporary, av.open(str(temporary), mode="w", format="mp4") as container:
@@ -67,8 +67,8 @@ def read_video(path: str | Path) -> Iterator[Frame]:
             yield frame.to_ndarray(format="rgb24")
 
 
-def frame_rate(path: str | Path) -> int:
-    """Frames a second of a video.
+def frame_rate(path: str | Path) -> Fraction:
+    """Frames a second of a video: 25/2 in the kitchen, for instance.
 
     Raises:
         FileNotFoundError: no such file.
@@ -76,7 +76,7 @@ def frame_rate(path: str | Path) -> int:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no video at {path}")
     with import_av().open(str(path)) as container:
-        return round(container.streams.video[0].average_rate)
+        return container.streams.video[0].average_rate
 
 
 def import_av() -> Any:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bacinfer import assets
+
 
 class TrainingData(Protocol):
     """Recorded episodes, one after the other, as training uses them."""
@@ -102,8 +104,8 @@ def read_episodes(path: str | Path, names: Iterable[str]) -> tuple[dict[str, NDA
         group = _open_zarr(path)
         arrays = {name: np.asarray(group[place]) for name, place in places.items() if place in group}
     else:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in places if name in archive}
+        stored = assets.read_arrays(path)[0]
+        arrays = {name: stored[name] for name in places if name in stored}
     return arrays, _check_episodes(path, arrays, places)
 
 

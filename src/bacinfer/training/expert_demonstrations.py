@@ -46,11 +46,24 @@ def record_demonstrations(path: str | Path, env_name: str, count: int, disturbed
                 break
     if len(seeds) < count:
         raise RuntimeError(f"the scripted expert of {env_name} solved {len(seeds)} of {2 * count} episodes")
-    ends = np.cumsum([len(episode) for episode in obs])
-    with assets.atomic_write(path) as temporary:
-        np.savez_compressed(
-            temporary, obs=np.concatenate(obs), action=np.concatenate(actions), episode_ends=ends, seeds=seeds
-        )
+    arrays = {
+        "obs": np.concatenate(obs),
+        "action": np.concatenate(actions),
+        "episode_ends": np.cumsum([len(episode) for episode in obs]),
+        "seeds": np.array(seeds),
+    }
+    assets.write_arrays(path, arrays, {"env_name": env_name, "count": count, "disturbed": disturbed})
+
+
+def check_recorded(path: str | Path, env_name: str, count: int, disturbed: float = 0.0) -> None:
+    """Raises ValueError if the file was recorded by `record_demonstrations` with other arguments."""
+    if Path(path).is_dir():  # a zarr folder, which is from elsewhere as much as a file without this metadata
+        return
+    recorded = assets.read_arrays(path)[1]
+    asked = {"env_name": env_name, "count": count, "disturbed": disturbed}
+    found = [f"{n} {recorded[n]} instead of {asked[n]}" for n in asked if n in recorded and recorded[n] != asked[n]]
+    if found:
+        raise ValueError(f"{path} was recorded with {', '.join(found)}: give another --data, or delete the file")
 
 
 def _episode(env_name: str, seed: int, disturbed: float) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ from bacinfer import assets
 
 
 class TrainingLog:
-    """Appends entries, each with its ``global_step``, to ``path``; resuming drops those of steps to be repeated."""
+    """Appends entries, each with its ``global_step``, to ``path``; resuming drops those of steps to be repeated.
+
+    Raises:
+        ValueError: a line of the log is no entry. What a killed run left without its line break is dropped.
+    """
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
         self.path = path
         self.entries: list[dict[str, Any]] = []
         if resume_step > 0 and path.exists():
-            lines = map(json.loads, path.read_text().splitlines())
-            self.entries = [entry for entry in lines if entry["global_step"] <= resume_step]
+            self.entries = [entry for entry in _read(path) if entry["global_step"] <= resume_step]
         assets.write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
 
     def add(self, **entry: Any) -> None:
@@ -46,3 +50,12 @@ class TrainingLog:
         """The steps and values of those entries that have it."""
         entries = [entry for entry in self.entries if name in entry]
         return [entry["global_step"] for entry in entries], [entry[name] for entry in entries]
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    *lines, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        entry = assets.parse_json(line, path, number)
+        if not isinstance(entry, dict) or not isinstance(entry.get("global_step"), int):
+            raise ValueError(f"{path}, line {number}: expected an entry with its global_step, found {entry!r:.80}")
+        yield entry

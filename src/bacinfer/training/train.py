@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,11 +17,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from bacinfer.command_options import add_debug_argument, check_device, run_command
 from bacinfer.policies import Checkpoint, read_checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import acting_weights, create_policy
+from bacinfer.policies.device import check_device
 from bacinfer.policies.reference import LinearNormalizer
-from bacinfer.tasks import make_task
+from bacinfer.tasks import make_task, task_name
 from bacinfer.training.dataset import (
     TrainingData,
     read_demonstrations,
@@ -31,16 +29,12 @@ from bacinfer.training.dataset import (
     sequence_windows,
 )
 from bacinfer.training.ema import EMAModel
-from bacinfer.training.expert_demonstrations import record_demonstrations
+from bacinfer.training.expert_demonstrations import check_recorded, record_demonstrations
 from bacinfer.training.log import TrainingLog
 from bacinfer.training.pusht_images import read_pusht_images
 
 CONFIG_DIR = Path(__file__).parent / "config"
 PRECISIONS = ("fp32", "tf32", "bf16")
-_DATA_HELP = {
-    "train_pusht": "demonstrations: an .npz file, or Diffusion Policy's pusht_cchi_v7_replay.zarr folder",
-    "train_arm": "demonstrations: an .npz file; recorded if it is not there (default: data/metaworld/TASK.npz)",
-}
 
 
 def read_config(overrides: Sequence[str] = (), name: str = "train_pusht") -> DictConfig:
@@ -74,7 +68,8 @@ class Trainer:
     """A training run: what is trained, how far it is, and the folder that it writes to.
 
     ``{output_dir}/checkpoints/latest.ckpt`` holds everything that a run needs to go on, random state included:
-    an interrupted and resumed run takes the same steps as an uninterrupted one on the same machine.
+    an interrupted and resumed run takes the same steps as an uninterrupted one on the same machine, and its log has the
+    same entries, but for their samples per second.
     """
 
     def __init__(
@@ -85,6 +80,9 @@ class Trainer:
         self.device = check_device(cfg.training.device)
         if cfg.training.precision not in PRECISIONS:
             raise ValueError(f"training.precision is {cfg.training.precision!r}; known: {', '.join(PRECISIONS)}")
+        for name in ("log_every", "checkpoint_every"):
+            if cfg.training[name] < 1:
+                raise ValueError(f"training.{name}={cfg.training[name]}: expected at least 1")
         if not cfg.training.use_ema:
             raise ValueError("training.use_ema=false: this training always averages the weights; leave it true")
         self.demonstrations = demonstrations.to(self.device)
@@ -99,6 +97,7 @@ class Trainer:
         self.total_steps = self.steps_per_epoch * cfg.training.num_epochs
         self.global_step = 0
         self._order: torch.Tensor | None = None  # of the windows, in this epoch
+        self._losses: list[torch.Tensor] = []  # of the steps since the last entry of the log
 
         latest = read_checkpoint(self.latest_path) if cfg.training.resume and self.latest_path.exists() else None
         torch.manual_seed(cfg.training.seed)
@@ -142,17 +141,17 @@ class Trainer:
             _matmul_precision("high" if training.precision == "tf32" else "highest"),
             tqdm(total=self.total_steps, initial=self.global_step, unit="step", mininterval=1) as bar,
         ):
-            losses: list[torch.Tensor] = []
-            started = time.perf_counter()
+            started, first_step = time.perf_counter(), self.global_step
             while self.global_step < self.total_steps and not interrupted():
-                losses.append(self.step())
+                self.step()
                 bar.update()
                 if self.global_step % training.log_every == 0:
-                    loss = torch.stack(losses).mean().item()
-                    seconds = time.perf_counter() - started
+                    loss = torch.stack(self._losses).mean().item()
+                    samples = (self.global_step - first_step) * self.batch_size
                     bar.set_postfix(loss=f"{loss:.4f}")
-                    self._add_to_log(train_loss=loss, samples_per_second=len(losses) * self.batch_size / seconds)
-                    losses, started = [], time.perf_counter()
+                    self._add_to_log(train_loss=loss, samples_per_second=samples / (time.perf_counter() - started))
+                    self._losses.clear()
+                    started, first_step = time.perf_counter(), self.global_step
                 if self.global_step % self.steps_per_epoch == 0:
                     self._end_epoch()
         self.save(self.latest_path)
@@ -168,7 +167,8 @@ class Trainer:
         self.lr_scheduler.step()
         self.ema.update(self.policy, self.global_step)
         self.global_step += 1
-        return loss.detach()
+        self._losses.append(loss.detach())
+        return self._losses[-1]
 
     def save(self, path: Path) -> None:
         """Write the run's state as a Diffusion Policy checkpoint."""
@@ -177,7 +177,12 @@ class Trainer:
             "ema_model": self.ema_policy.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        progress = {"global_step": self.global_step, "epoch": self.epoch, "rng_state": _rng_state(self.device)}
+        progress = {
+            "global_step": self.global_step,
+            "epoch": self.epoch,
+            "rng_state": _rng_state(self.device),
+            "unlogged_losses": [loss.item() for loss in self._losses],
+        }
         write_checkpoint(path, self.cfg, states, progress)
 
     def _resume(self, latest: Checkpoint) -> None:
@@ -186,6 +191,7 @@ class Trainer:
         self.optimizer.load_state_dict(latest.state_dicts["optimizer"])
         self.global_step = latest.progress("global_step")
         _set_rng_state(self.device, latest.progress("rng_state"))
+        self._losses = [torch.tensor(loss, device=self.device) for loss in latest.progress("unlogged_losses", [])]
 
     def _next_windows(self) -> torch.Tensor:
         # Shuffled anew each epoch, from the epoch's own seed: resuming within an epoch needs no more state.
@@ -213,7 +219,7 @@ class Trainer:
         directory = self.latest_path.parent
         self.save(directory / f"epoch={self.epoch:04d}-train_mean_score={score:.3f}.ckpt")
         kept = sorted(directory.glob("epoch=*.ckpt"), key=lambda path: float(path.stem.rpartition("=")[2]))
-        for path in kept[: -self.cfg.training.keep_best]:
+        for path in kept[: max(0, len(kept) - self.cfg.training.keep_best)]:
             path.unlink()
 
     def _add_to_log(self, **entry: float) -> None:
@@ -356,6 +362,9 @@ def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> TrainingDa
     """The demonstrations of a configuration's task, at its own place or at ``path``.
 
     Those of a scripted expert are recorded if there are none yet, and pictures drawn.
+
+    Raises:
+        ValueError: those that are there were recorded with other settings.
     """
     dataset = cfg.task.dataset
     if "shape_meta" in cfg.task:
@@ -364,53 +373,12 @@ def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> TrainingDa
             path or dataset.zarr_path, cfg.training.frames_dir, n_obs_steps=seen, noise_draws=cfg.training.noise_draws
         )
     if "zarr_path" in dataset:
-        return read_pusht_demonstrations(path or dataset.zarr_path)
+        read = read_pusht_demonstrations if task_name(cfg) == "pusht" else read_demonstrations
+        return read(path or dataset.zarr_path)
     path = path or Path(dataset.path)
-    if not path.exists():
-        record_demonstrations(path, cfg.task.env_runner.env_name, dataset.num_demonstrations, dataset.disturbed)
+    settings = (cfg.task.env_runner.env_name, dataset.num_demonstrations, dataset.disturbed)
+    if path.exists():
+        check_recorded(path, *settings)
+    else:
+        record_demonstrations(path, *settings)
     return read_demonstrations(path)
-
-
-def build_parser(config: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"{config}.py",
-        description="Train a transformer diffusion policy on demonstrations. Running the same command again continues "
-        "an interrupted run.",
-    )
-    parser.add_argument("-o", "--output_dir", required=True, type=Path, help="folder of the run: checkpoints, log")
-    parser.add_argument("--data", type=Path, help=_DATA_HELP[config])
-    parser.add_argument(
-        "--init_from", type=Path, metavar="FILE", help="start from the weights of a .ckpt or .safetensors file"
-    )
-    parser.add_argument(
-        "--export", type=Path, metavar="CKPT", help="do not train; write the run's weights to this small checkpoint"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help=f"entries of training/config/{config}.yaml to change"
-    )
-    add_debug_argument(parser)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None, config: str = "train_pusht") -> int:
-    return run_command(lambda args: _run(args, config), build_parser(config), argv)
-
-
-def _run(args: argparse.Namespace, config: str) -> int:
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    if args.export is not None:
-        export_checkpoint(args.output_dir / "checkpoints" / "latest.ckpt", args.export)
-        return 0
-    cfg = read_config(args.overrides, config)
-    trainer = Trainer(cfg, load_demonstrations(cfg, args.data), args.output_dir, args.init_from)
-    if trainer.global_step:
-        print(f"continuing from {trainer.latest_path}, step {trainer.global_step}", file=sys.stderr)
-    if not trainer.run():
-        raise KeyboardInterrupt
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

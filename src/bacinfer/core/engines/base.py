@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Protocol
 
-from bacinfer.core.blocks import Block
-from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.engines.trajectory import Trajectory
 
-CACHE_ATTRIBUTE = "_bacinfer_cache"  # of a cached policy: the cache that is applied to it
+APPLIED = "_bacinfer"  # the attribute of a policy that holds what is applied to it
 
 
 class UnsupportedPolicyError(ValueError):
@@ -40,10 +38,13 @@ class Engine(Protocol):
         name: What `apply_cache(engine=...)` calls it.
     """
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str: ...
 
-    def __init__(self, policy: Any, blocks: Sequence[Block], schedule: CacheSchedule) -> None:
-        """Checks that it can run `schedule` on `policy`, which it leaves as it is."""
+    @property
+    def trajectory(self) -> Trajectory:
+        """The state of the trajectory that runs."""
+        ...
 
     @property
     def status(self) -> EngineStatus:
@@ -51,7 +52,7 @@ class Engine(Protocol):
         ...
 
     def attach(self) -> None:
-        """Changes the policy in place, so that `predict_action` runs the schedule."""
+        """Changes the policy in place, so that sampling runs the schedule."""
 
     def detach(self) -> None:
         """Leaves the policy exactly as `attach` found it."""

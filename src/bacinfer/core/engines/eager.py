@@ -11,33 +11,39 @@ from torch import Tensor, nn
 from bacinfer.core.blocks import Block
 from bacinfer.core.engines.base import EngineStatus
 from bacinfer.core.engines.trajectory import Trajectory
+from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.patching import Patch, remove_patches
 from bacinfer.core.schedule import CacheSchedule
 
 
 class EagerEngine:
-    """Patches `policy.predict_action`, the model's forward and the forward of every layer that holds blocks.
+    """Patches what samples, the model's forward and the forward of every layer that holds blocks.
 
     Raises:
-        RuntimeError: at `predict_action`, if `num_inference_steps`, the model or the forward of a layer's class has
-            changed, the model is in train mode with dropout, or it is not called exactly K times.
+        RuntimeError: at sampling, if the number of denoising steps, the model or the forward of a layer's class has
+            changed, the model is in train mode with dropout, or there are not exactly K steps.
     """
 
     name: ClassVar[str] = "eager"
 
     def __init__(self, policy: Any, blocks: Sequence[Block], schedule: CacheSchedule) -> None:
         self.policy = policy
+        self.reason = ""  # why this engine, where that was for the library to decide
+        self.handle = PolicyHandle.of(policy)
         self.trajectory = Trajectory(schedule.num_inference_steps)
-        self.model = _CountedModel(policy.model, self.trajectory)
         layers = [list(group) for _, group in groupby(blocks, key=lambda block: block.layer_name)]
         self.layers = [_CachedLayer(layer_blocks, schedule, self.trajectory) for layer_blocks in layers]
-        self.patches: list[Patch] = [*self.layers, self.model, _Sampling(policy, self)]
-        if hasattr(policy, "compute_loss"):
-            self.patches.append(_Loss(policy, self.trajectory))
+        self.patches: list[Patch] = [*self.layers, _Sampling(*self.handle.sample, self)]
+        if self.handle.steps == "model":
+            self.patches.append(_CountedModel(self.handle.model, self.trajectory))
+        else:
+            self.layers[0].starts_step = True
+        if hasattr(self.handle.owner, "compute_loss"):
+            self.patches.append(_Loss(self.handle.owner, self.trajectory))
 
     @property
     def status(self) -> EngineStatus:
-        return EngineStatus(self.name)
+        return EngineStatus(self.name, self.reason)
 
     def attach(self) -> None:
         for patch in self.patches:
@@ -51,25 +57,25 @@ class EagerEngine:
         """Nothing to do: the layers compute with the weights that they have."""
 
     def begin(self) -> None:
-        K, now = self.trajectory.num_inference_steps, self.policy.num_inference_steps
-        if now != K:
+        now, K = PolicyHandle.of(self.policy), self.trajectory.num_inference_steps
+        if (found := now.num_inference_steps) != K:
             raise RuntimeError(
-                f"policy.num_inference_steps is {now}, but the cache was applied for K = {K}; apply a schedule for "
-                f"K = {now}, or remove the cache first"
+                f"policy.num_inference_steps is {found}, but the cache was applied for K = {K}; apply a schedule for "
+                f"K = {found}, or remove the cache first"
             )
-        if self.policy.model is not self.model.owner:
+        if now.model is not self.handle.model:
             raise RuntimeError("policy.model was replaced after the cache was applied to it; apply the cache again")
         for layer in self.layers:
             layer.check_class()
-        _refuse_dropout(self.policy.model)
+        _refuse_dropout(self.handle.model)
         self.trajectory.begin()
 
 
 class _Sampling(Patch):
-    """`predict_action`: one denoising trajectory."""
+    """What samples: one denoising trajectory."""
 
-    def __init__(self, policy: Any, engine: EagerEngine) -> None:
-        super().__init__(policy, "predict_action")
+    def __init__(self, owner: Any, name: str, engine: EagerEngine) -> None:
+        super().__init__(owner, name)
         self.engine = engine
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -102,8 +108,7 @@ class _CountedModel(Patch):
         self.trajectory = trajectory
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        inputs = [(tuple(a.shape), a.dtype, str(a.device)) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        with self.trajectory.model_call(inputs):
+        with self.trajectory.model_call(_described(args, kwargs)):
             return self.original(*args, **kwargs)
 
 
@@ -117,6 +122,7 @@ class _CachedLayer(Patch):
         self.input_name = self.adapter.input_name
         self.blocks = [(block, block.key, schedule.update_mask(block.key)) for block in blocks]
         self.nothing_to_store = _nothing_to_store([mask for _, _, mask in self.blocks])
+        self.starts_step = False  # whether each call is the next denoising step
 
     def check_class(self) -> None:
         """Raises RuntimeError if the layer's class computes something else by now than what was split into blocks."""
@@ -127,7 +133,10 @@ class _CachedLayer(Patch):
             )
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        trajectory, step = self.trajectory, self.trajectory.step
+        trajectory = self.trajectory
+        if self.starts_step:
+            trajectory.start_step(_described(args, kwargs))
+        step = trajectory.step
         if step is None or (self.nothing_to_store[step] and trajectory.observer is None):
             # Its own forward, whose fused kernels may round differently from its parts.
             return self.original(*args, **kwargs)
@@ -136,13 +145,18 @@ class _CachedLayer(Patch):
         for block, key, updates in self.blocks:
             if updates[step]:
                 residual = block.spec.residual(self.owner, x, *args, **kwargs)
-                trajectory.residuals[key] = residual
+                trajectory.residuals[key] = residual.detach()
             else:
                 residual = trajectory.residuals[key]
             if trajectory.observer is not None:
                 trajectory.observer(block, step, residual)
             x = block.spec.merge(self.owner, x, residual, *args, **kwargs)
         return x
+
+
+def _described(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Shapes, dtypes and devices of a call's tensors."""
+    return [(tuple(a.shape), a.dtype, str(a.device)) for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
 
 
 def _nothing_to_store(masks: Sequence[tuple[bool, ...]]) -> tuple[bool, ...]:

@@ -58,27 +58,34 @@ class Trajectory:
         self.residuals.clear()
         self._entered.clear()
 
-    @contextmanager
-    def model_call(self, inputs: object) -> Iterator[None]:
-        """One call of the model, which is the next denoising step if a trajectory runs.
+    def start_step(self, inputs: object) -> None:
+        """The next denoising step begins, if a trajectory runs.
 
         Args:
-            inputs: Shapes, dtypes and devices of what the model is called with.
+            inputs: Shapes, dtypes and devices of what the model, or its first block, is called with.
 
         Raises:
             RuntimeError: if the trajectory is over, its inputs change their shape, or another thread began it.
         """
         if self._calls is None:
-            yield
             return
         try:
             self._check(self._calls, inputs)
-            self.step = self._calls
+        except RuntimeError:
+            self.end()
+            raise
+        self.step = self._calls
+        self._calls += 1
+
+    @contextmanager
+    def model_call(self, inputs: object) -> Iterator[None]:
+        """One call of the model: within the block a denoising step runs, see `start_step`."""
+        self.start_step(inputs)
+        try:
             yield
         except BaseException:
             self.end()
             raise
-        self._calls += 1
         self.step = None
 
     def enter(self, layer: str, step: int) -> None:
@@ -120,18 +127,19 @@ class Trajectory:
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Within the block the model's calls belong to no trajectory: everything is computed."""
-        calls, self._calls = self._calls, None
+        state = self._calls, self.step
+        self._calls = self.step = None
         try:
             yield
         finally:
-            self._calls = calls
+            self._calls, self.step = state
 
     def _check(self, step: int, inputs: object) -> None:
         if threading.get_ident() != self._thread:
             raise RuntimeError(_TWO_THREADS)
         if step >= self.num_inference_steps:
             raise RuntimeError(
-                f"the model was called more than K = {self.num_inference_steps} times in one denoising trajectory. "
+                f"there are more than K = {self.num_inference_steps} denoising steps in one trajectory. "
                 f"In a loop of your own, call policy.reset_cache() before each trajectory; if your sampler calls the "
                 f"model several times a step, the schedule must be made for that number of calls"
             )
@@ -147,6 +155,6 @@ class Trajectory:
         """Raises RuntimeError unless the trajectory had exactly K model calls."""
         if self._calls != self.num_inference_steps:
             raise RuntimeError(
-                f"predict_action called the model {self._calls} times, but the schedule was made for "
-                f"K = {self.num_inference_steps} denoising steps"
+                f"sampling took {self._calls} denoising steps, but the schedule was made for "
+                f"K = {self.num_inference_steps}"
             )

@@ -7,7 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from bacinfer.core.engines.fused.denoiser import read_denoiser
 from bacinfer.core.engines.fused.policy_watch import PolicyWatch
 from bacinfer.core.engines.fused.program import Constants, Program
 from bacinfer.core.engines.fused.recognition import unknown_function
+from bacinfer.core.engines.fused.runners import RUNNERS, Runner
 from bacinfer.core.engines.fused.sampler import read_sampler
 from bacinfer.core.schedule import CacheSchedule
 
@@ -27,50 +29,33 @@ NUM_PROBE_STEPS = 2
 _FAR = 10.0  # beyond what normalised observations are; a comparison needs finite numbers
 
 
-class Runner(Protocol):
-    """A program in the form in which an engine runs it; `buffer_bytes` is what its buffers take."""
-
-    @property
-    def buffer_bytes(self) -> int: ...
-
-    def sample(self, call: SamplingCall) -> Tensor:
-        """The denoised trajectory [B, T, A], which is the caller's own."""
-        ...
-
-
 class ProgramCache:
     """The programs of one cached policy. Copies of it are empty.
 
     Args:
         blocks: The policy's residual blocks.
         schedule: What the programs execute.
-        make_runner: How they run.
         known_functions_only: Whether a policy is refused whose functions are not those that programs were written for;
             otherwise its programs are compared with it over whole trajectories.
     """
 
-    def __init__(
-        self,
-        blocks: Sequence[Block],
-        schedule: CacheSchedule,
-        make_runner: Callable[[Program], Runner],
-        known_functions_only: bool,
-    ) -> None:
+    def __init__(self, blocks: Sequence[Block], schedule: CacheSchedule, *, known_functions_only: bool) -> None:
         self.blocks = blocks
         self.schedule = schedule
-        self.make_runner = make_runner
         self.known_functions_only = known_functions_only
         self._watch: PolicyWatch | None = None  # of the policy that the programs are for
         self._constants: dict[torch.dtype, Constants] = {}
-        self._runners: OrderedDict[Any, Runner | str] = OrderedDict()  # or why there is none
+        self._runners: OrderedDict[Any, Runner] = OrderedDict()
+        self._obstacles: dict[Any, UnsupportedPolicyError] = {}  # why there is no runner
 
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(vars(ProgramCache(self.blocks, self.schedule, self.make_runner, self.known_functions_only)))
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(ProgramCache, known_functions_only=self.known_functions_only)
+        return make, (self.blocks, self.schedule)
 
     @property
     def buffer_bytes(self) -> int:
         """Memory of all programs' buffers."""
-        return sum(runner.buffer_bytes for runner in self._runners.values() if not isinstance(runner, str))
+        return sum(runner.buffer_bytes for runner in self._runners.values())
 
     @property
     def constant_bytes(self) -> int:
@@ -78,13 +63,28 @@ class ProgramCache:
         watched = 0 if self._watch is None else self._watch.num_bytes
         return watched + sum(constants.num_bytes for constants in self._constants.values())
 
-    def runner(self, policy: Any, plain: Callable[[SamplingCall], Tensor], call: SamplingCall) -> Runner:
+    def check_functions(self, policy: Any) -> str | None:
+        """The function of a policy that is not known, if programs may stand for such a one.
+
+        Raises:
+            UnsupportedPolicyError: they may not.
+        """
+        unknown = unknown_function(policy)
+        if unknown is not None and self.known_functions_only:
+            raise UnsupportedPolicyError(
+                f"{unknown} is not a function that programs were written for (engine='fused' compares a whole "
+                f"trajectory and runs it all the same)"
+            )
+        return unknown
+
+    def runner(self, policy: Any, plain: Callable[[SamplingCall], Tensor], call: SamplingCall, kind: str) -> Runner:
         """The program for a call: compiled if there is none for its shapes and the policy as it is now.
 
         Args:
             policy: The policy.
             plain: Its own `conditional_sample`, computing every block.
             call: Its arguments.
+            kind: How it runs, a key of `RUNNERS`.
 
         Raises:
             UnsupportedPolicyError: if there can be none.
@@ -96,24 +96,25 @@ class ProgramCache:
         self._forget_if_changed(policy)
         dtype = dtype_of_products(policy.model)
         key = (_signature(call.given), _signature(call.condition), bool(call.is_given.any()), dtype)
+        if key in self._obstacles:
+            raise self._obstacles[key]
         if key not in self._runners:
             try:
-                self._runners[key] = self._compile(policy, plain, call, dtype)
+                self._runners[key] = self._compile(policy, plain, call, dtype, RUNNERS[kind])
             except UnsupportedPolicyError as error:
-                self._runners[key] = str(error)
+                self._obstacles[key] = error
+                raise
         self._runners.move_to_end(key)
         if len(self._runners) > MAX_PROGRAMS:
             self._runners.popitem(last=False)
-        found = self._runners[key]
-        if isinstance(found, str):
-            raise UnsupportedPolicyError(found)
-        return found
+        return self._runners[key]
 
     def forget(self) -> None:
         """The next call compiles anew."""
         self._watch = None
         self._constants.clear()
         self._runners.clear()
+        self._obstacles.clear()
 
     def _forget_if_changed(self, policy: Any) -> None:
         if self._watch is None or not self._watch.unchanged(policy):
@@ -121,23 +122,29 @@ class ProgramCache:
             self._watch = PolicyWatch(policy)
 
     def _compile(
-        self, policy: Any, plain: Callable[[SamplingCall], Tensor], call: SamplingCall, dtype: torch.dtype
+        self,
+        policy: Any,
+        plain: Callable[[SamplingCall], Tensor],
+        call: SamplingCall,
+        dtype: torch.dtype,
+        make_runner: Callable[[Program], Runner],
     ) -> Runner:
         if call.given.dtype != policy.model.pos_emb.dtype or call.given.device != policy.model.pos_emb.device:
             raise UnsupportedPolicyError(f"its trajectory is {call.given.dtype} on {call.given.device}, its model not")
-        unknown = unknown_function(policy)
-        if unknown is not None and self.known_functions_only:
-            raise not_known(unknown)
+
+        def runner_of(constants: Constants, call: SamplingCall) -> Runner:
+            with _no_autocast(call.given.device):
+                return make_runner(Program(constants, call))
+
+        unknown = self.check_functions(policy)
         if unknown is not None or dtype not in self._constants:
             K = policy.num_inference_steps
-            self._compare_with(policy, plain, call, dtype, min(K, NUM_PROBE_STEPS) if unknown is None else K)
+            num_steps = min(K, NUM_PROBE_STEPS) if unknown is None else K
+            everything = CacheSchedule.every_step([block.key for block in self.blocks], num_steps)
+            compare(policy, plain, call, num_steps, dtype, partial(runner_of, self._prepare(policy, everything, dtype)))
         if dtype not in self._constants:
             self._constants[dtype] = self._prepare(policy, self.schedule, dtype)
-        return self._runner_of(self._constants[dtype], call)
-
-    def _runner_of(self, constants: Constants, call: SamplingCall) -> Runner:
-        with _no_autocast(call.given.device):
-            return self.make_runner(Program(constants, call))
+        return runner_of(self._constants[dtype], call)
 
     def _prepare(self, policy: Any, schedule: CacheSchedule, dtype: torch.dtype) -> Constants:
         sampler = read_sampler(copy.deepcopy(policy.noise_scheduler), schedule.num_inference_steps)
@@ -145,51 +152,46 @@ class ProgramCache:
         with _no_autocast(policy.model.pos_emb.device):
             return Constants(denoiser, schedule, sampler, dtype)
 
-    def _compare_with(
-        self,
-        policy: Any,
-        plain: Callable[[SamplingCall], Tensor],
-        call: SamplingCall,
-        dtype: torch.dtype,
-        num_steps: int,
-    ) -> None:
-        """Raises UnsupportedPolicyError unless a program without caching makes of `call` what the policy makes of it.
 
-        Args:
-            num_steps: Denoising steps: a few show that the program was made rightly of functions that are known; of
-                others the whole trajectory is compared.
-        """
-        everything = CacheSchedule.every_step([block.key for block in self.blocks], num_steps)
-        condition = None if call.condition is None else call.condition.nan_to_num().clamp(-_FAR, _FAR)
-        generator = torch.Generator(call.given.device)
-        call = replace(call, condition=condition, generator=generator.manual_seed(0))
-        K = policy.num_inference_steps
-        try:
-            policy.num_inference_steps = num_steps
-            # where weights are halves, the layers around them take single precision only under autocast
-            autocast = torch.autocast(call.given.device.type, dtype) if dtype.itemsize == 2 else nullcontext()
-            # a loop that is not known might draw from the global generator
-            with autocast, torch.random.fork_rng(_cuda_devices(call.given.device)):
-                expected = plain(call)
-        finally:
-            policy.num_inference_steps = K
-        generator.manual_seed(0)
-        found = run(self._runner_of(self._prepare(policy, everything, dtype), call), call)
-        difference = (found - expected).abs().max().item()
-        bound = torch.finfo(dtype).eps ** 0.5 * max(1.0, expected.abs().max().item())
-        if not difference <= bound:
-            raise UnsupportedPolicyError(
-                f"its sampling computes something else than the program made of it: after {num_steps} steps they "
-                f"differ by {difference:.2g}, where {bound:.2g} was expected at most"
-            )
+def compare(
+    policy: Any,
+    plain: Callable[[SamplingCall], Tensor],
+    call: SamplingCall,
+    num_steps: int,
+    dtype: torch.dtype,
+    make_runner: Callable[[SamplingCall], Runner],
+) -> None:
+    """Raises UnsupportedPolicyError unless a program without caching makes of `call` what the policy makes of it.
 
-
-def not_known(function: str) -> UnsupportedPolicyError:
-    """Why no program is made of a policy of which only some functions are known."""
-    return UnsupportedPolicyError(
-        f"{function} is not a function that programs were written for (engine='fused' compares a whole trajectory and "
-        f"runs it all the same)"
-    )
+    Args:
+        policy, plain, call: As `ProgramCache.runner` has them.
+        num_steps: Denoising steps: a few show that the program was made rightly of functions that are known; of others
+            the whole trajectory is compared.
+        dtype: Of the program's products.
+        make_runner: The program of `num_steps` steps for a call like this one.
+    """
+    given = call.given.nan_to_num().clamp(-_FAR, _FAR)
+    condition = None if call.condition is None else call.condition.nan_to_num().clamp(-_FAR, _FAR)
+    generator = torch.Generator(call.given.device)
+    call = replace(call, given=given, condition=condition, generator=generator.manual_seed(0))
+    K = policy.num_inference_steps
+    try:
+        policy.num_inference_steps = num_steps
+        # where weights are halves, the layers around them take single precision only under autocast
+        autocast = torch.autocast(call.given.device.type, dtype) if dtype.itemsize == 2 else nullcontext()
+        # a loop that is not known might draw from the global generator
+        with autocast, torch.random.fork_rng(_cuda_devices(call.given.device)):
+            expected = plain(call)
+    finally:
+        policy.num_inference_steps = K
+    generator.manual_seed(0)
+    difference = (run(make_runner(call), call) - expected).abs().max().item()
+    bound = torch.finfo(dtype).eps ** 0.5 * max(1.0, expected.abs().max().item())
+    if not difference <= bound:
+        raise UnsupportedPolicyError(
+            f"its sampling computes something else than the program made of it: after {num_steps} steps they differ by "
+            f"{difference:.2g}, where {bound:.2g} was expected at most"
+        )
 
 
 def _cuda_devices(device: torch.device) -> list[torch.device]:

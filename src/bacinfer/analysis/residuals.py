@@ -1,0 +1,119 @@
+"""Policy -> residuals: records what every residual block contributes at every denoising step of one sampled action.
+
+The residuals are those that the policy uses: computed ones, or, under a cache, the stored ones where it reuses them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bacinfer import assets
+from bacinfer.analysis.similarity import check_residuals, num_finite_steps
+from bacinfer.core.blocks import Block
+from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
+from bacinfer.core.engines.observing import observe_residuals
+from bacinfer.tasks import Task
+from bacinfer.tasks.base import seeded_noise
+
+DEFAULT_DEMO = 11
+DEFAULT_SEED = 11
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one `predict_action` did.
+
+    Attributes:
+        residuals: Module name (``decoder.layers.0.dropout1``) to its residuals [K, B, T, D], on the CPU, in the order
+            of the forward.
+        block_keys: Module name to block key (``decoder.layers.0_sa_block``).
+        result: What `predict_action` returned.
+    """
+
+    residuals: dict[str, Tensor]
+    block_keys: dict[str, str]
+    result: dict[str, Tensor]
+
+
+def record(policy: Any, obs: Mapping[str, Tensor], noise_seed: int) -> Recording:
+    """Samples an action for `obs`, with noise from `noise_seed`, and keeps all residuals.
+
+    Raises:
+        ValueError: if a residual is not finite; names the denoising step and the block where that begins.
+    """
+    steps: dict[str, list[Tensor]] = {}
+    block_keys: dict[str, str] = {}
+
+    def keep(block: Block, step: int, residual: Tensor) -> None:
+        block_keys[block.module_name] = block.key
+        steps.setdefault(block.module_name, []).append(residual.detach().clone())
+
+    with torch.no_grad(), seeded_noise(policy, noise_seed), observe_residuals(policy, keep):
+        result = policy.predict_action(obs)
+    residuals = {module: torch.stack(tensors).cpu() for module, tensors in steps.items()}
+    # NaN spreads: the block to name is that of the earliest step and, of equal ones, the first in the forward.
+    for module in sorted(residuals, key=lambda module: num_finite_steps(residuals[module])):
+        check_residuals(residuals[module], module)
+    return Recording(residuals, block_keys, result)
+
+
+def recordings(policy: Any, task: Task, demo_idx: int, num_observations: int, random_seed: int) -> Iterator[Recording]:
+    """Recordings at the first policy calls of the episode that starts at `demo_idx`, each with noise of its own.
+
+    The noise depends on the arguments alone, not on what was recorded before.
+    """
+    seeds = [noise_seed(random_seed, demo_idx, index) for index in range(num_observations)]
+    observations = task.observations(policy, demo_idx, num_observations)
+    for obs, seed in zip(observations, seeds, strict=False):  # an episode may end early
+        yield record(policy, obs, seed)
+
+
+def noise_seed(random_seed: int, demo_idx: int, index: int = 0) -> int:
+    """The seed of the sampling noise at the index-th policy call of a demo."""
+    if random_seed < 0 or demo_idx < 0:
+        raise ValueError(f"random_seed and demo_idx must not be negative, got {random_seed} and {demo_idx}")
+    return int(np.random.SeedSequence([random_seed, demo_idx, index]).generate_state(1)[0])
+
+
+def recording_source(policy: Any, checkpoint_sha256: str, demo_idx: int, random_seed: int) -> dict[str, Any]:
+    """What determines the first recording of a demo, as JSON can hold it."""
+    schedule = FastDiffusionPolicy.summary(policy).schedule
+    return {
+        "checkpoint_sha256": checkpoint_sha256,
+        "num_inference_steps": policy.num_inference_steps,
+        "update_steps": {b: list(steps) for b, steps in schedule.update_steps.items()} if schedule else None,
+        "demo_idx": demo_idx,
+        "random_seed": random_seed,
+    }
+
+
+def write_recording(run: assets.RunAssets, recording: Recording, source: Mapping[str, Any]) -> None:
+    """Stores the residuals, with half precision where they allow it, and where they are from."""
+    arrays = {module: _compact(residuals) for module, residuals in recording.residuals.items()}
+    assets.write_arrays(run.activations, arrays, {"blocks": recording.block_keys, "source": dict(source)})
+
+
+def _compact(residuals: Tensor) -> NDArray[np.floating]:
+    """float16, or float32 where the largest magnitude is outside of float16's normal range."""
+    array = residuals.float().numpy()
+    peak = np.abs(array).max()
+    half = np.finfo(np.float16)
+    return array.astype(np.float16) if peak == 0 or half.tiny <= peak <= half.max else array
+
+
+def file_digest(path: str | Path) -> str:
+    """The SHA-256 of a file, to tell one checkpoint from another."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""Flags of the commands that evaluate, and the experiments that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from bacinfer.core.cache_request import DEFAULT_THRESHOLD, CacheRequest
+from bacinfer.core.engines import LOSSLESS_ENGINES
+from bacinfer.experiments.experiment import (
+    DEFAULT_EPISODES,
+    DEFAULT_FIRST_SEED,
+    DEFAULT_LATENCY_CALLS,
+    Outcome,
+)
+from bacinfer.experiments.method import PLAIN, Method
+
+
+def add_episode_arguments(parser: argparse.ArgumentParser) -> None:
+    """--n_test, --n_envs, --latency_calls and --force."""
+    parser.add_argument(
+        "--n_test",
+        type=int,
+        default=DEFAULT_EPISODES,
+        metavar="N",
+        help="episodes of each method (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--n_envs", type=int, metavar="N", help="environments that run at once (default: the task's own number)"
+    )
+    parser.add_argument(
+        "--latency_calls",
+        type=int,
+        default=DEFAULT_LATENCY_CALLS,
+        metavar="N",
+        help="how many calls to time (default: %(default)s)",
+    )
+    parser.add_argument("--force", action="store_true", help="evaluate again what has a result already")
+
+
+def add_seed_arguments(parser: argparse.ArgumentParser) -> None:
+    """--seed and --noise_seed."""
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=DEFAULT_FIRST_SEED,
+        help="first test seed; the others follow (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--noise_seed", type=int, default=0, metavar="SEED", help="seed of the sampling noise (default: %(default)s)"
+    )
+
+
+def episode_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `Experiment` from the flags of the two above, `add_policy_arguments` and `add_engine_argument`."""
+    names = ("device", "trust_checkpoint", "n_test", "n_envs", "latency_calls", "noise_seed", "engine")
+    settings = {name: getattr(args, name) for name in names}
+    return {"checkpoint": str(args.checkpoint), "first_seed": args.seed, **settings}
+
+
+def cache_method(request: CacheRequest, engine: str) -> Method:
+    """The method that a cache is, as a row of the results.
+
+    Raises:
+        ValueError: numbers that no method can have.
+    """
+    given = request.arguments
+    match request.mode:
+        case "edit":
+            return Method("edit", steps=tuple(given["edit_steps"]))
+        case "optimal":
+            return Method("bac", **{name: given[name] for name in ("num_caches", "num_bu_blocks", "metric")})
+        case "threshold" if "num_caches" in given:
+            return Method("uniform", num_caches=given["num_caches"])
+        case "threshold":
+            return Method("threshold", interval=given.get("cache_threshold", DEFAULT_THRESHOLD))
+        case _:
+            return Method("lossless") if engine in LOSSLESS_ENGINES else PLAIN
+
+
+def report_failures(outcomes: Iterable[Outcome]) -> int:
+    """Names what failed, at the end where it is seen; the exit status of a command."""
+    failures = [outcome for outcome in outcomes if outcome.row is None]
+    for outcome in failures:
+        what = f"{outcome.experiment.method.label} on {outcome.experiment.checkpoint}"
+        print(f"error: {what} {outcome.status}: {outcome.detail}", file=sys.stderr)
+    return 1 if failures else 0

@@ -1,0 +1,189 @@
+"""Applying a sampling plan to a policy, in place; taking it back; and seeing what is done."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from bacinfer.core.blocks import Block, find_blocks, num_weights
+from bacinfer.core.engines import AUTO, Engine, choose_engine
+from bacinfer.core.engines.base import APPLIED
+from bacinfer.core.handle import PolicyHandle
+from bacinfer.core.plan import Fingerprint, SamplingPlan
+from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.summary import BlockCounts, CacheSummary
+
+_Policy = TypeVar("_Policy")
+
+
+@dataclass
+class _Applied:
+    """What a policy carries while something is applied to it: the one object that all of it lives in."""
+
+    mode: str
+    schedule: CacheSchedule
+    blocks: list[Block]
+    engine: Engine
+    warnings: tuple[str, ...]
+
+    def install(self, owner: Any) -> None:
+        self.engine.attach()
+        setattr(owner, APPLIED, self)
+        owner.reset_cache = self.engine.begin
+
+    def uninstall(self, owner: Any) -> None:
+        self.engine.detach()
+        delattr(owner, APPLIED)
+        del owner.reset_cache
+
+
+def apply(
+    policy: _Policy,
+    plan: SamplingPlan | CacheSchedule | str | Path,
+    *,
+    engine: str = AUTO,
+    for_this_policy: bool = True,
+) -> _Policy:
+    """Makes `policy` sample by `plan` from the next call on, in place; returns it.
+
+    A policy that has a plan already gets the new one instead. Everything else about it stays as it was.
+
+    Args:
+        policy: A policy (see `Policy`), or its `PolicyHandle`.
+        plan: The plan, a schedule of its cache alone, or the path of a file that holds one of them. A plan without a
+            cache runs every block at every step: exactly the policy's own actions, as fast as the engine can.
+        engine: What runs it: ``eager`` replaces the forwards of the layers of any policy; ``fused`` runs the whole
+            denoising loop of Diffusion Policy's transformer policies as one program, ``cuda_graph`` as one CUDA graph;
+            ``auto`` is the fastest of them that can.
+        for_this_policy: Whether a plan that was made for another policy, other weights included, is refused.
+
+    Raises:
+        TypeError: the policy lacks a part, or `plan` is something else.
+        ValueError: the plan is for another policy, K or blocks; the engine is unknown or cannot run the policy; or the
+            file holds no plan.
+        FileNotFoundError: there is no such file.
+    """
+    plan = _read(plan)
+    if for_this_policy and plan.made_for is not None:
+        differences = plan.made_for.differences(Fingerprint.of(policy))
+        if differences:
+            raise ValueError(
+                f"the plan was made for another policy ({'; '.join(differences)}); find one for this policy, or pass "
+                f"for_this_policy=False if it is meant"
+            )
+    handle = PolicyHandle.of(policy)
+    schedule = plan.cache
+    if schedule is None:
+        keys = [block.key for block in find_blocks(handle.model)]
+        schedule = CacheSchedule.every_step(keys, handle.num_inference_steps)
+    apply_schedule(policy, schedule, mode="plan", engine=engine)
+    return policy
+
+
+def apply_schedule(policy: Any, schedule: CacheSchedule, *, mode: str, engine: str) -> None:
+    """Runs a schedule, whatever policy it was made for; `mode` is what a summary calls it. Raises as `apply`."""
+    handle = PolicyHandle.of(policy)
+    blocks = find_blocks(handle.model)
+    messages = _check_fit(schedule, [block.key for block in blocks], handle.num_inference_steps)
+    _replace(policy, _Applied(mode, schedule, blocks, choose_engine(engine, policy, blocks, schedule), messages))
+    for message in messages:
+        warnings.warn(message, stacklevel=3)
+
+
+def remove(policy: _Policy) -> _Policy:
+    """Restores `policy` exactly, in place; returns it. A policy to which nothing is applied stays as it is.
+
+    Raises:
+        RuntimeError: a method that was replaced was replaced again since; nothing is changed then.
+    """
+    _replace(policy, None)
+    return policy
+
+
+def refresh(policy: _Policy) -> _Policy:
+    """Has `policy` read its weights anew at the next call; returns it.
+
+    Needed after writes that PyTorch cannot see, through ``tensor.data`` or NumPy, to parts of a weight: a fused engine
+    finds those by itself, but only within 64 calls.
+    """
+    applied = _applied(policy)
+    if applied is not None:
+        applied.engine.refresh()
+    return policy
+
+
+def summary(policy: Any) -> CacheSummary:
+    """Mode, engine, K, updates and reuses of each block, the share of FLOPs that is left, warnings given.
+
+    Raises:
+        TypeError: the policy lacks a part.
+        ValueError: its model has no layer of a registered class.
+    """
+    handle, applied = PolicyHandle.of(policy), _applied(policy)
+    if applied is None:
+        blocks, K, schedule = find_blocks(handle.model), handle.num_inference_steps, None
+    else:
+        blocks, K, schedule = applied.blocks, applied.schedule.num_inference_steps, applied.schedule
+    status = applied.engine.status if applied else None
+    updates = {block.key: schedule.num_updates(block.key) if schedule else K for block in blocks}
+    return CacheSummary(
+        mode=applied.mode if applied else "original",
+        engine=status.name if status else None,
+        engine_reason=status.reason if status else "",
+        buffer_bytes=status.buffer_bytes if status else 0,
+        constant_bytes=status.constant_bytes if status else 0,
+        num_inference_steps=K,
+        blocks={key: BlockCounts(n, K - n) for key, n in updates.items()},
+        flops_fraction=_flops_fraction(handle.model, blocks, updates, K),
+        warnings=applied.warnings if applied else (),
+        schedule=schedule,
+    )
+
+
+def _read(plan: SamplingPlan | CacheSchedule | str | Path) -> SamplingPlan:
+    if isinstance(plan, (str, Path)):
+        return SamplingPlan.load(plan)
+    if isinstance(plan, CacheSchedule):
+        return SamplingPlan(plan)
+    if isinstance(plan, SamplingPlan):
+        return plan
+    raise TypeError(f"expected a SamplingPlan, a CacheSchedule or the path of a file, got {type(plan).__name__}")
+
+
+def _check_fit(schedule: CacheSchedule, keys: Sequence[str], num_inference_steps: int) -> tuple[str, ...]:
+    """Raises ValueError if the schedule is another policy's; returns what to warn of."""
+    if schedule.num_inference_steps != num_inference_steps:
+        raise ValueError(
+            f"the schedule was made for K = {schedule.num_inference_steps} denoising steps, the policy has "
+            f"num_inference_steps = {num_inference_steps}"
+        )
+    unknown = [key for key in schedule.update_steps if key not in keys]
+    if unknown:
+        raise ValueError(f"the schedule has blocks that the policy lacks: {unknown}; the policy has {list(keys)}")
+    missing = [key for key in keys if key not in schedule.update_steps]
+    if missing:
+        return (f"no update steps for {', '.join(missing)}: computed at every step",)
+    return ()
+
+
+def _applied(policy: Any) -> _Applied | None:
+    return vars(PolicyHandle.of(policy).owner).get(APPLIED)
+
+
+def _replace(policy: Any, new: _Applied | None) -> None:
+    owner, old = PolicyHandle.of(policy).owner, _applied(policy)
+    if old is not None:
+        old.uninstall(owner)
+    if new is not None:
+        new.install(owner)
+
+
+def _flops_fraction(model: nn.Module, blocks: Sequence[Block], updates: Mapping[str, int], K: int) -> float:
+    """Multiplications with weights that are left, as a share of the plain model's."""
+    saved = sum((K - updates[block.key]) * block.num_weights for block in blocks)
+    return 1 - saved / (K * num_weights(model))

@@ -1,0 +1,46 @@
+"""Which engine executes a schedule. A new engine is a file in this folder and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bacinfer.core.blocks import Block
+from bacinfer.core.engines.base import Engine, UnsupportedPolicyError
+from bacinfer.core.engines.eager import EagerEngine
+from bacinfer.core.engines.fused.engine import FusedEngine, cannot_run, log_eager
+from bacinfer.core.engines.fused.program_cache import ProgramCache
+from bacinfer.core.engines.fused.runners import RUNNERS
+from bacinfer.core.schedule import CacheSchedule
+
+AUTO = "auto"
+LOSSLESS_ENGINES = tuple(RUNNERS)
+"""Engines that make a policy faster without any caching."""
+ENGINES = (AUTO, EagerEngine.name, *LOSSLESS_ENGINES)
+
+
+def choose_engine(name: str, policy: Any, blocks: Sequence[Block], schedule: CacheSchedule) -> Engine:
+    """The engine that runs `schedule` on a policy, which stays as it is until the engine is attached.
+
+    Args:
+        name: One of `ENGINES`. ``auto`` is the fastest that can run the policy where it is: a CUDA graph, a program, or
+            the eager engine; a program only where every function that it replaces is one that it was written for.
+        policy: The policy or its handle.
+
+    Raises:
+        ValueError: there is no such engine, or it cannot run the policy.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}; there are {', '.join(ENGINES)}")
+    eager = EagerEngine(policy, blocks, schedule)
+    if name == eager.name:
+        return eager
+    programs = ProgramCache(blocks, schedule, known_functions_only=name == AUTO)
+    try:
+        return FusedEngine(eager, programs, None if name == AUTO else name)
+    except UnsupportedPolicyError as obstacle:
+        if name != AUTO:
+            raise ValueError(cannot_run(name, obstacle)) from obstacle
+        log_eager(obstacle)
+        eager.reason = f"chosen by 'auto', as {obstacle}"
+        return eager

@@ -1,0 +1,61 @@
+"""The forms in which a program runs: compiled code, a CUDA graph, or calls of PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bacinfer.core.engines.base import UnsupportedPolicyError
+from bacinfer.core.engines.fused.buffers import SamplingCall
+from bacinfer.core.engines.fused.cuda_graph import CapturedProgram
+from bacinfer.core.engines.fused.native import NativeProgram
+from bacinfer.core.engines.fused.native_library import NativeUnavailableError
+from bacinfer.core.engines.fused.program import Program
+
+logger = logging.getLogger("bacinfer")
+
+
+class Runner(Protocol):
+    """A program in the form in which it runs; `buffer_bytes` is what its buffers take."""
+
+    @property
+    def buffer_bytes(self) -> int: ...
+
+    def sample(self, call: SamplingCall) -> Tensor:
+        """The denoised trajectory [B, T, A], which is the caller's own."""
+        ...
+
+
+def compiled_or_python(program: Program) -> Runner:
+    """Compiled code where it can be had, otherwise calls of PyTorch, on any device and in any precision."""
+    try:
+        return NativeProgram(program)
+    except NativeUnavailableError as error:
+        if program.device.type == "cpu":
+            _warn_once(f"programs run from Python, which is slower than compiled code: {error}")
+        return program
+
+
+RUNNERS: Mapping[str, Callable[[Program], Runner]] = {"fused": compiled_or_python, "cuda_graph": CapturedProgram}
+"""By the names of the engines."""
+
+
+def fastest_on(device: torch.device) -> str:
+    """The name of the runner for programs on a device."""
+    return "cuda_graph" if device.type == "cuda" else "fused"
+
+
+def check_device(name: str, device: torch.device) -> None:
+    """Raises UnsupportedPolicyError if programs cannot run so on a device."""
+    if name == "cuda_graph" and device.type != "cuda":
+        raise UnsupportedPolicyError(f"it is on {device}, and CUDA graphs need it on a CUDA device")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)

@@ -1,0 +1,77 @@
+"""What a policy is: where its denoising model, its number of denoising steps and its sampling are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+
+class Policy(Protocol):
+    """A policy that names its parts as Diffusion Policy does; any other one takes a `PolicyHandle`."""
+
+    model: nn.Module
+    num_inference_steps: int
+
+    def predict_action(self, obs_dict: dict[str, Tensor]) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class PolicyHandle:
+    """A policy whose parts have other names. Every function takes it in the place of the policy.
+
+    Attributes:
+        model: The denoising model, called once a denoising step.
+        num_inference_steps: K, the number of denoising steps of one call.
+        sample: An object and the name of its method that denoises one action chunk, ``(policy, "sample_actions")``.
+            The method is replaced on this very object while a plan is applied to it.
+        steps: Where denoising steps are counted: at the calls of ``"model"``, or, where the loop calls the model's
+            layers itself, at those of its ``"first block"``.
+
+    Raises:
+        TypeError: if the model is no module, or the object has no such method.
+        ValueError: if K is not a positive integer, or `steps` is something else.
+    """
+
+    model: nn.Module
+    num_inference_steps: int
+    sample: tuple[Any, str]
+    steps: Literal["model", "first block"] = "model"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TypeError(f"policy.model must be a torch.nn.Module, got {type(self.model).__name__}")
+        if not callable(getattr(*self.sample, None)):
+            raise TypeError(f"{type(self.owner).__name__} has no method {self.sample[1]!r}")
+        K = self.num_inference_steps
+        if isinstance(K, bool) or not isinstance(K, int) or K < 1:
+            raise ValueError(f"num_inference_steps must be an integer >= 1, got {K!r}")
+        if self.steps not in ("model", "first block"):
+            raise ValueError(f"steps are counted at the 'model' or the 'first block', got {self.steps!r}")
+
+    @classmethod
+    def of(cls, policy: Any) -> PolicyHandle:
+        """The handle of a policy as it is now; of a handle itself.
+
+        Raises:
+            TypeError: if it lacks a part of `Policy`.
+        """
+        if isinstance(policy, cls):
+            return policy
+        missing = [name for name in ("model", "num_inference_steps", "predict_action") if not hasattr(policy, name)]
+        if missing:
+            raise TypeError(
+                f"{type(policy).__name__} is not a diffusion policy that can be cached: it has no "
+                f"{', '.join(missing)}. If its parts have other names, say so with a bacinfer.PolicyHandle"
+            )
+        return cls(policy.model, policy.num_inference_steps, (policy, "predict_action"))
+
+    @property
+    def owner(self) -> Any:
+        """The object that samples; what is applied to a policy is remembered there."""
+        return self.sample[0]
+
+    def __call__(self, observation: Any) -> Any:
+        """Samples one action chunk."""
+        return getattr(*self.sample)(observation)

@@ -1,0 +1,1 @@
+"""Data sets that are written: rollouts as a LeRobotDataset v3.0."""

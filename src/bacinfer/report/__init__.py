@@ -1,0 +1,1 @@
+"""Results for people: tables, pictures, videos, and one HTML page with all of them."""

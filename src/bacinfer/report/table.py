@@ -1,0 +1,87 @@
+"""Tables for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+from bacinfer.experiments.results_table import Row
+from bacinfer.measure.statistics import CONFIDENCE
+
+Lines = list[list[str]]
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
+    """Columns as wide as their widest entry, the first one left-aligned, the others right-aligned."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    rule = ["-" * width for width in widths]
+    if markdown:  # a colon aligns a column
+        rule = [dashes if column == 0 else f"{dashes}:"[1:] for column, dashes in enumerate(rule)]
+    lines.insert(1, rule)
+
+    def align(text: str, column: int) -> str:
+        return text.ljust(widths[0]) if column == 0 else text.rjust(widths[column])
+
+    aligned = [[align(text, column) for column, text in enumerate(line)] for line in lines]
+    if markdown:
+        return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+    return "\n".join("  ".join(line).rstrip() for line in aligned)
+
+
+METHOD_HEADER = [
+    *("method", "score ± s.e.", "difference to plain", "action error", "GFLOPs"),
+    *("p50 / p95 / p99, ms", "actions/s", "speedup", "peak MB", "policy + rest, s"),
+]
+
+
+def method_cells(row: Row) -> list[str]:
+    """A row of the results table under `METHOD_HEADER`."""
+    score = "-" if row.score is None else f"{row.score:.3f}"
+    score += "" if row.score_standard_error is None else f" ± {row.score_standard_error:.3f}"
+    difference = "-" if row.score_difference is None or row.method == "plain" else f"{row.score_difference:+.3f}"
+    if difference != "-" and row.score_difference_low is not None:
+        difference += f" [{row.score_difference_low:+.3f}, {row.score_difference_high:+.3f}]"
+    return [
+        row.label,
+        score,
+        difference,
+        f"{row.action_error:.3f}",
+        f"{row.flops / 1e9:.3f}",
+        " / ".join(f"{1e3 * seconds:.1f}" for seconds in (row.latency_p50, row.latency_p95, row.latency_p99)),
+        f"{row.actions_per_second:.1f}",
+        f"{row.speedup:.2f}x",
+        "-" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
+        f"{row.policy_seconds:.1f} + {row.env_seconds:.1f}",
+    ]
+
+
+def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
+    """Rows of one checkpoint as a table, and below it what the figures are."""
+    first = rows[0]
+    lines = [
+        format_table(METHOD_HEADER, [method_cells(row) for row in rows], markdown=markdown),
+        "",
+        f"{first.n_test} episodes from seed {first.first_seed}. Score: mean of the episodes' highest rewards; score "
+        f"difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval (where all pairs are equal, "
+        "what so many leave open: the rule of three); policy + rest: time of all episodes.",
+        f"Action error: RMS, normalised units, same noise; between two draws of the plain policy's noise it is "
+        f"{first.noise_error:.3f}.",
+        f"Latency: {first.latency_calls} calls at batch 1, {first.threads} threads, {first.hardware}; speedup: against "
+        "the plain policy, timed just before.",
+        *notes(rows),
+    ]
+    return "\n".join(lines)
+
+
+def notes(rows: Iterable[Row]) -> Iterable[str]:
+    """What the table has no column for: results of a task's parts, and crashed episodes."""
+    for row in rows:
+        if row.sub_scores:
+            parts = []
+            for name, score in json.loads(row.sub_scores).items():
+                low, high = score["interval_95"]
+                parts.append(f"{name} {score['mean']:.3f} [{low:.3f}, {high:.3f}]")
+            yield f"{row.label}: {', '.join(parts)}"
+        if row.num_failed:
+            yield f"{row.label}: {row.num_failed} episodes crashed and are left out, see {row.directory}/scores.json"

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bacinfer import CacheSchedule
+from bacinfer.core.plan import Fingerprint, SamplingPlan
+from core.fused.fused_helpers import make_policy
+from helpers import TinyPolicy
+
+SCHEDULE = CacheSchedule(10, {"decoder.layers.0_sa_block": (0, 4)}, "by hand")
+
+
+def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
+    for made_for in (None, Fingerprint.of(TinyPolicy()), Fingerprint.of(make_policy())):
+        for cache in (None, SCHEDULE):
+            plan = SamplingPlan(cache, made_for)
+            plan.save(tmp_path / "plan.json")
+            assert SamplingPlan.load(tmp_path / "plan.json") == plan
+
+
+def test_fingerprints_tell_policies_apart() -> None:
+    policy = make_policy()
+    before = Fingerprint.of(policy)
+    assert Fingerprint.of(make_policy()) == before
+    assert "DDPMScheduler" in before.scheduler.values()
+    with torch.no_grad():
+        policy.model.head.bias[0] += 1
+    (difference,) = before.differences(Fingerprint.of(policy))
+    assert difference.startswith("weights: ")
+    policy.num_inference_steps = 3
+    assert before.differences(Fingerprint.of(policy))[1] == "num_inference_steps: 10, here 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no sampling plan"),
+        ("[" * 100_000, "no sampling plan"),
+        ("[]", "expected a plan of version 1, found 'list'"),
+        ("{}", "expected a plan of version 1, found None"),
+        (json.dumps({"bacinfer_plan": 2}), "found 2"),
+        (json.dumps({"bacinfer_plan": 1, "cache": None}), "a part is missing or damaged: 'made_for'"),
+        (json.dumps({"bacinfer_plan": 1, "cache": None, "made_for": {"hue": 1}}), "a part is missing or damaged"),
+        (json.dumps({"bacinfer_plan": 1, "cache": {"version": 9}, "made_for": None}), "a schedule of version 1"),
+        (json.dumps({"bacinfer_plan": 1, "cache": None, "made_for": None, "warp": 9}), "it asks for warp, which this"),
+    ],
+)
+def test_other_files_are_refused_with_their_name(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        SamplingPlan.load(path)
+    assert str(path) in str(error.value)

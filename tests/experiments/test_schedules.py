@@ -1,0 +1,175 @@
+"""From a method to its schedule, and DDIM in the place of the policy's sampler."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+from bacinfer.analysis.recorded import read_matrices
+from bacinfer.analysis.update_steps import optimal_update_steps
+from bacinfer.assets import RunAssets, read_block_errors, write_arrays
+from bacinfer.core.bubbling import bubbling_union
+from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
+from bacinfer.core.schedule import CacheSchedule
+from bacinfer.experiments.method import parse_method
+from bacinfer.experiments.plans import ScheduleSource, applied, ddim_sampler, prepare
+from bacinfer.tasks import PushTTask
+from helpers import act, observation
+from small_experiments import MAX_STEPS
+from tiny_policies import K, observations
+
+TASK = PushTTask(max_steps=MAX_STEPS)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> ScheduleSource:
+    return ScheduleSource("digest", tmp_path / "found")
+
+
+def schedule(policy: Any, spec: str, source: ScheduleSource) -> CacheSchedule:
+    found = prepare(policy, TASK, parse_method(spec), source)
+    assert found is not None
+    return found
+
+
+def steps_of_all(found: CacheSchedule) -> tuple[int, ...]:
+    (steps,) = set(found.update_steps.values())
+    return steps
+
+
+# -- DDIM --------------------------------------------------------------------------------------------------------
+
+
+def test_ddim_is_that_of_diffusers(pusht_policy: Any) -> None:
+    """The same loop by hand, from the same noise."""
+    obs = observations(batch=2)
+    with ddim_sampler(pusht_policy, 4):
+        found = act(pusht_policy, obs)
+    scheduler = DDIMScheduler.from_config(pusht_policy.noise_scheduler.config)
+    scheduler.set_timesteps(4)
+    torch.manual_seed(1)
+    sample = torch.randn(2, pusht_policy.horizon, 2)
+    condition = pusht_policy.normalizer["obs"].normalize(obs["obs"])
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            sample = scheduler.step(pusht_policy.model(sample, t, condition), t, sample, eta=0).prev_sample
+        expected = pusht_policy.normalizer["action"].unnormalize(sample)
+    torch.testing.assert_close(found, expected)
+
+
+def test_ddim_is_undone_exactly(pusht_policy: Any) -> None:
+    obs = observations()
+    before, sampler, attributes = act(pusht_policy, obs), pusht_policy.noise_scheduler, dict(vars(pusht_policy))
+    with suppress(KeyboardInterrupt), ddim_sampler(pusht_policy, 3):
+        assert pusht_policy.num_inference_steps == 3
+        assert not torch.equal(act(pusht_policy, obs), before)
+        raise KeyboardInterrupt
+    assert pusht_policy.noise_scheduler is sampler
+    assert dict(vars(pusht_policy)) == attributes
+    assert torch.equal(act(pusht_policy, obs), before)
+
+
+def test_ddim_where_it_cannot_be(pusht_policy: Any, policy: Any) -> None:
+    with pytest.raises(ValueError, match="11 DDIM steps, but the policy was trained with 10"):
+        ddim_sampler(pusht_policy, 11).__enter__()
+    with pytest.raises(ValueError, match="noise_scheduler, found None"):
+        ddim_sampler(policy, 4).__enter__()
+    act(policy, observation())
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "steps"),
+    [
+        ("uniform:3", (0, 4, 8)),
+        ("uniform:10", tuple(range(10))),
+        ("threshold:7", (0, 7)),
+        ("edit:0-3-9", (0, 3, 9)),
+        ("ddim:5+uniform:2", (0, 3)),
+    ],
+)
+def test_the_same_steps_for_all_blocks(
+    pusht_policy: Any, source: ScheduleSource, spec: str, steps: tuple[int, ...]
+) -> None:
+    assert steps_of_all(schedule(pusht_policy, spec, source)) == steps
+    assert not source.found_dir.exists()
+
+
+def test_plain_and_ddim_have_no_schedule(pusht_policy: Any, source: ScheduleSource) -> None:
+    for spec in ("plain", "ddim:4"):
+        method = parse_method(spec)
+        assert prepare(pusht_policy, TASK, method, source) is None
+        with applied(pusht_policy, method, None, "eager") as summary:
+            assert summary is None
+
+
+@pytest.mark.parametrize("spec", ["unified:4", "unified:4:l1", "ddim:6+unified:3"])
+def test_unified_is_acs_on_the_mean_similarity(pusht_policy: Any, source: ScheduleSource, spec: str) -> None:
+    method = parse_method(spec)
+    found = steps_of_all(schedule(pusht_policy, spec, source))
+    run = source.assets(method)
+    assert run is not None
+    matrices = read_matrices(run, method.metric or "")
+    mean = sum(matrices.values()) / len(matrices)
+    num_steps = method.ddim_steps or K
+    assert mean.shape == (num_steps, num_steps)
+    (expected,) = optimal_update_steps(mean, [method.num_caches or 0], maximise=method.metric == "cosine").values()
+    assert found == tuple(sorted({*expected, num_steps - 1}))
+
+
+def test_what_assets_lack_is_found_from_the_policy(pusht_policy: Any, source: ScheduleSource) -> None:
+    blockwise, bac = (schedule(pusht_policy, spec, source) for spec in ("blockwise:3", "bac:3:2"))
+    run = RunAssets(source.found_dir / "original")
+    for module, matrix in read_matrices(run, "cosine").items():
+        (steps,) = optimal_update_steps(matrix, [3], maximise=True).values()
+        key = {"1": "sa", "2": "mha", "3": "ff"}[module[-1]]
+        assert blockwise.update_steps[f"{module.rpartition('.')[0]}_{key}_block"] == tuple(sorted({*steps, K - 1}))
+    union = bubbling_union(blockwise, read_block_errors(run.selected_blocks(2)))
+    assert bac.update_steps == union.update_steps
+
+    on_ddim = schedule(pusht_policy, "ddim:5+bac:2:1", source)
+    assert on_ddim.num_inference_steps == 5
+    assert RunAssets(source.found_dir / "ddim_5").similarity_matrices.is_file()
+    with applied(pusht_policy, parse_method("ddim:5+bac:2:1"), on_ddim, "eager") as summary:
+        assert summary is not None
+        assert summary.num_inference_steps == 5
+        act(pusht_policy, observations())
+    assert FastDiffusionPolicy.summary(pusht_policy).mode == "original"
+
+
+def test_an_interrupted_analysis_is_not_taken_for_a_whole_one(pusht_policy: Any, source: ScheduleSource) -> None:
+    before = schedule(pusht_policy, "blockwise:3", source)
+    shutil.rmtree(RunAssets(source.found_dir / "original").steps_dir("cosine") / "decoder.layers.0.dropout1")
+    assert schedule(pusht_policy, "blockwise:3", source) == before
+
+
+def test_given_assets_come_first(pusht_policy: Any, source: ScheduleSource, steps_dir: Path) -> None:
+    given = ScheduleSource("digest", source.found_dir, RunAssets.of_steps_dir(steps_dir))
+    assert steps_of_all(schedule(pusht_policy, "blockwise:3", given)) == (0, 2, 6, K - 1)
+    assert not source.found_dir.exists()
+    assert schedule(pusht_policy, "blockwise:4", given) == schedule(pusht_policy, "blockwise:4", source)
+    assert given.digest(parse_method("blockwise:4")) == source.digest(parse_method("blockwise:4"))
+    assert given.digest(parse_method("blockwise:3")) != source.digest(parse_method("blockwise:3"))
+
+
+def test_a_steps_directory_is_all_there_is(pusht_policy: Any, source: ScheduleSource, steps_dir: Path) -> None:
+    strict = ScheduleSource("digest", source.found_dir, steps_dir=steps_dir)
+    assert steps_of_all(schedule(pusht_policy, "blockwise:3", strict)) == (0, 2, 6, K - 1)
+    with pytest.raises(FileNotFoundError, match=r"with 4 caches .* it has those for cosine 3, cosine 5"):
+        schedule(pusht_policy, "blockwise:4", strict)
+
+
+def test_another_policys_matrices(pusht_policy: Any, source: ScheduleSource, tmp_path: Path) -> None:
+    run = RunAssets(tmp_path / "original")
+    write_arrays(run.similarity_matrices, {"decoder.layers.0.dropout1/cosine": np.eye(5)})
+    with pytest.raises(ValueError, match="K = 5, this one has K = 10"):
+        schedule(pusht_policy, "unified:3", ScheduleSource("digest", source.found_dir, run))
