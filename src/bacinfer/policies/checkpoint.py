@@ -163,7 +163,7 @@ def create_policy(checkpoint: Checkpoint) -> Any:
     """The policy that ``checkpoint.cfg`` describes, freshly initialised.
 
     The classes are those of the ``diffusion_policy`` package where it can be imported; the reference implementation
-    stands in for its low-dimensional transformer policy where not.
+    stands in for its transformer policies where not.
     """
     return _instantiate(_policy_settings(checkpoint), checkpoint.path)
 
