@@ -173,7 +173,8 @@ def _instantiate(settings: dict[str, Any], path: Path) -> Any:
     try:
         return instantiate(settings)
     except Exception as error:  # the classes raise what they like
-        raise ValueError(f"{path}: cfg.policy cannot be built: {error.__cause__ or error}") from error
+        reason = str(error.__cause__ or error)[:2000]
+        raise ValueError(f"{path}: cfg.policy cannot be built: {reason}") from error
 
 
 def acting_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -181,7 +182,7 @@ def acting_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     use_ema = _select(checkpoint, "training.use_ema", default=False)
     name = "ema_model" if use_ema else "model"
     if name not in checkpoint.state_dicts:
-        found = safe_pickle.shorten(", ".join(checkpoint.state_dicts) or "none")
+        found = safe_pickle.shorten(", ".join(map(str, checkpoint.state_dicts)) or "none")
         raise ValueError(f"{checkpoint.path} has no weights {name!r} (training.use_ema={use_ema}); it has {found}")
     weights = checkpoint.state_dicts[name]
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
