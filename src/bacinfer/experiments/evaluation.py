@@ -15,7 +15,7 @@ from bacinfer.core.schedule import CacheSchedule
 from bacinfer.core.summary import CacheSummary
 from bacinfer.experiments.method import PLAIN, Method
 from bacinfer.experiments.plans import applied
-from bacinfer.measure.action_error import rms_difference, sampled_actions
+from bacinfer.measure.action_error import normalised_actions, rms_difference
 from bacinfer.measure.flops import count_flops
 from bacinfer.measure.latency import Latency, actions_per_second, measure_latency
 from bacinfer.measure.memory import peak_memory
@@ -128,7 +128,7 @@ def evaluate(
     with applied(policy, method, schedule, engine) as summary:
         num_inference_steps = policy.num_inference_steps
         cost = measure_cost(policy, observations[0], latency_calls)
-        actions = sampled_actions(policy, observations)
+        actions = normalised_actions(policy, observations)
         summary = summary and FastDiffusionPolicy.summary(policy)  # the first call may have decided on the engine
     return Result(cost, plain_latency or cost.latency, actions, rollout, num_inference_steps, summary)
 
