@@ -7,7 +7,7 @@ from typing import Any
 
 from bacinfer.assets import write_steps
 from bacinfer.core.blocks import find_blocks
-from bacinfer.experiments.results_table import _TYPES, Row
+from bacinfer.experiments.store import _TYPES, Row
 from bacinfer.policies import load_policy
 from tiny_policies import K
 
