@@ -17,7 +17,7 @@ _VALUES: dict[Any, Any] = {str: "text", int: 3, float: 0.25}
 
 
 def make_row(key: str = "a", **values: Any) -> Row:
-    """A row of the results table with made-up values."""
+    """A row of results with made-up values."""
     defaults = {
         name: next((value for kind, value in _VALUES.items() if kind is wanted), None)
         for name, wanted in _TYPES.items()

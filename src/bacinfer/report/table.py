@@ -40,7 +40,7 @@ METHOD_HEADER = [
 
 
 def method_cells(row: Row) -> list[str]:
-    """A row of the results table under `METHOD_HEADER`."""
+    """A row under `METHOD_HEADER`."""
     score = "-" if row.score is None else f"{row.score:.3f}"
     score += "" if row.score_standard_error is None else f" ± {row.score_standard_error:.3f}"
     difference = "-" if row.score_difference is None or row.method == "plain" else f"{row.score_difference:+.3f}"
@@ -67,8 +67,8 @@ def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
         format_table(METHOD_HEADER, [method_cells(row) for row in rows], markdown=markdown),
         "",
         f"{first.n_test} episodes from seed {first.first_episode_seed}. Score: mean of the episodes' highest rewards; "
-        f"score difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval (where all pairs are equal, "
-        "what so many leave open: the rule of three); policy + rest: time of all episodes.",
+        f"score difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval (where all pairs are "
+        "equal, what so many leave open: the rule of three); policy + rest: time of all episodes.",
         f"Action error: RMS, normalised units, same noise; between two draws of the plain policy's noise it is "
         f"{first.noise_error:.3f}.",
         f"Latency: {first.latency_calls} calls at batch 1, {first.threads} threads, {first.hardware}; speedup: against "
