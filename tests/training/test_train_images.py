@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from bacinfer.commands.train import main
 from bacinfer.policies import load_policy, read_checkpoint
 from bacinfer.training.pusht_images import ImageDemonstrations
-from bacinfer.training.train import Trainer, export_checkpoint, fit_normalizer, load_demonstrations, main, read_config
+from bacinfer.training.train import Trainer, export_checkpoint, fit_normalizer, load_demonstrations, read_config
 
 # 10 windows in batches of 4: two steps an epoch
 TINY = [
