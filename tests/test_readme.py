@@ -39,7 +39,7 @@ SHORTER = {
     "bacinfer eval": " -o {results} --n_test 1 --latency_calls 1 --skip_video",
     "bacinfer compare": " -o {results} --n_test 1 --latency_calls 1 --methods ddim:10,ddim:4+bac:2:1",
     "bash shell/main/": " --output_dir {results} --n_test 1 --latency_calls 1",
-    "python -m bacinfer.commands.sweep": " results_dir={results} n_test=1 latency_calls=1 method=ddim:4",
+    "bacinfer sweep": " results_dir={results} n_test=1 latency_calls=1 method=ddim:4",
     "python scripts/train_pusht.py task=pusht_image": " training.frames_dir={tmp}/frames",
     "python scripts/train_pusht.py": " --data {tmp}/demos.npz -o {tmp}/run training.num_epochs=1 && ls {tmp}/run",
     "python scripts/train_arm.py": " --data {tmp}/arm.npz -o {tmp}/run task.dataset.num_demonstrations=1"
