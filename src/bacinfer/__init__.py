@@ -1,5 +1,6 @@
 """Fast diffusion policies without retraining: block-wise adaptive caching (BAC, arXiv 2506.13456), in one line."""
 
+from bacinfer._installation import __version__  # first: it refuses systems that are not supported
 from bacinfer.core.apply import apply, refresh, remove, summary
 from bacinfer.core.blocks import ResidualBlock, register_layer, unregister_layer
 from bacinfer.core.bubbling import bubbling_union
@@ -16,6 +17,7 @@ __all__ = [
     "PolicyHandle",
     "ResidualBlock",
     "SamplingPlan",
+    "__version__",
     "apply",
     "bubbling_union",
     "refresh",
