@@ -105,12 +105,3 @@ def test_the_api_page_has_the_whole_door_and_nothing_else() -> None:
     page = (ROOT / "docs" / "reference" / "api.md").read_text()
     names = re.findall(r"^::: bacinfer\.(\w+)$", page, re.MULTILINE)
     assert sorted(names) == sorted(set(bacinfer.__all__) - {"__version__"})
-
-
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="the extra [docs] is not installed")
-    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
-    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    api = (tmp_path / "reference" / "api" / "index.html").read_text()
-    assert 'id="bacinfer.apply"' in api

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snippets import README, ROOT, python_of
+from snippets import README, ROOT, snippets
 
 TEXT = README.read_text()
 FIRST_SCREEN = "\n".join(TEXT.splitlines()[:45])
@@ -21,7 +21,6 @@ def test_the_first_screen_has_the_policys_own_scheduler_as_the_measurements_have
 
 
 def test_the_own_policy_is_under_25_lines_and_the_one_of_the_docs() -> None:
-    own = next(code for code in python_of(README).split("import torch\n")[1:] if "find_plan" in code)
-    own = "import torch\n" + own
+    (own,) = [code for code in snippets(README, "python") if "find_plan" in code]
     assert own.count("\n") < 25
-    assert own in python_of(ROOT / "docs" / "how-to" / "own-policy.md")
+    assert own in snippets(ROOT / "docs" / "how-to" / "own-policy.md", "python")
