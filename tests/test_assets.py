@@ -54,6 +54,36 @@ def test_damaged_description_of_a_steps_file(tmp_path: Path) -> None:
         assets.read_steps(path, 100)
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [[0, "2"], [0, 2.0], [0, None], [0, [2]], [True], np.array(3), np.array([[0, 2]]), np.array([0.5]), {0: 2}],
+)
+def test_steps_files_of_other_things(tmp_path: Path, stored: object) -> None:
+    path = tmp_path / "steps.pkl"
+    path.write_bytes(pickle.dumps(stored))
+    with pytest.raises(
+        ValueError, match=r"steps\.pkl: (expected a list of update steps|update steps must be integers), found"
+    ):
+        assets.read_steps(path, 10)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "{", b"\xff", "1" * 10**5, '{"num_inference_steps": ' + "[" * 10**5])
+def test_a_description_without_end_is_a_clear_error(tmp_path: Path, text: str | bytes) -> None:
+    path = assets.write_steps(tmp_path, "m", "l1", [0], 100)
+    path.with_suffix(".json").write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ValueError, match=r"m_1_l1\.json is not valid JSON") as error:
+        assets.read_steps(path, 100)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), "1", None, 1j, np.complex64(1), np.ones(2)])
+def test_block_errors_are_finite_numbers(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "errors.pkl"
+    path.write_bytes(pickle.dumps({"a": value}))
+    with pytest.raises(ValueError, match=r"errors\.pkl"):
+        assets.read_block_errors(path)
+
+
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_plain_data_is_read(tmp_path: Path, protocol: int) -> None:
     data = {
@@ -135,7 +165,23 @@ def test_damaged_arrays(tmp_path: Path) -> None:
         assets.read_arrays(path)
 
 
-@pytest.mark.parametrize("content", [[1], {"m": [np.zeros(2), np.zeros(3)]}, {"m": "text"}, {"m": [object]}])
+def test_arrays_that_are_none_or_unfold_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    np.savez(path, a=np.array(["text"]))
+    with pytest.raises(ValueError, match=r"file\.npz is not a complete .* where numbers are expected"):
+        assets.read_arrays(path)
+    for metadata in ("[1]", "[" * 10**5, "{"):
+        np.savez(path, **{"metadata.json": np.array(metadata)})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"file\.npz is not a complete"):
+            assets.read_arrays(path)
+    np.savez_compressed(path, a=np.zeros(10**6))
+    with pytest.raises(ValueError, match=r"file\.npz is not a complete .*larger than the file"):
+        assets.read_arrays(path)
+
+
+@pytest.mark.parametrize(
+    "content", [[1], {"m": [np.zeros(2), np.zeros(3)]}, {"m": "text"}, {"m": [object]}, {"m": torch.ones(2) + 1j}]
+)
 def test_activations_of_another_form(tmp_path: Path, content: object) -> None:
     path = tmp_path / "activations.pkl"
     path.write_bytes(pickle.dumps(content))

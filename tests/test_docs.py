@@ -37,6 +37,7 @@ SHORTER = {
     "bacinfer compare": " -o {results} --n_test 1 --latency_calls 1 --methods ddim:10,ddim:4+bac:2:1",
     "bash shell/main/": " --output_dir {results} --n_test 1 --latency_calls 1",
     "bacinfer sweep": " results_dir={results} n_test=1 latency_calls=1 method=ddim:4",
+    "python scripts/train_pusht.py task=pusht_image": " training.frames_dir={tmp}/frames",
     "python scripts/train_pusht.py": " --data {tmp}/demos.npz -o {tmp}/run training.num_epochs=1 && ls {tmp}/run",
     "python scripts/train_arm.py": " --data {tmp}/arm.npz -o {tmp}/run task.dataset.num_demonstrations=1"
     " training.num_epochs=1 && ls {tmp}/run",

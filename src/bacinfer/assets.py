@@ -173,8 +173,10 @@ def read_steps(path: str | Path, num_inference_steps: int) -> list[int]:
     steps = read_pickle(path)
     if isinstance(steps, np.ndarray):
         steps = steps.tolist()
-    if not isinstance(steps, (list, tuple)) or not all(type(s) is int or isinstance(s, np.integer) for s in steps):
+    if not isinstance(steps, (list, tuple)):
         raise ValueError(f"{path}: expected a list of update steps, found {_describe(steps)}")
+    if not all(type(s) is int or isinstance(s, np.integer) for s in steps):
+        raise ValueError(f"{path}: update steps must be integers, found {_describe(steps)}")
     description = path.with_suffix(".json")
     if description.is_file():
         recorded = parse_json(description.read_bytes(), description)
@@ -205,7 +207,7 @@ def read_block_errors(path: str | Path) -> dict[str, float]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
+        ValueError: if it holds something else, or errors that are no finite numbers.
     """
     errors = read_pickle(path)
     if not isinstance(errors, dict) or not all(isinstance(k, str) and _is_finite(v) for k, v in errors.items()):
@@ -215,8 +217,8 @@ def read_block_errors(path: str | Path) -> dict[str, float]:
 
 def _is_finite(value: Any) -> bool:
     try:
-        return isinstance(value, (int, float, np.number)) and math.isfinite(value)
-    except (OverflowError, TypeError):  # no float is so large; complex numbers
+        return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)
+    except OverflowError:  # no float is so large
         return False
 
 
@@ -249,8 +251,9 @@ def _stack(residuals: Any) -> NDArray[Any]:
     """Residuals as BACInfer stores them, an array or a list of arrays, one a denoising step: [K, ...]."""
     if isinstance(residuals, (list, tuple)):
         return np.stack([_stack(r) for r in residuals])
-    if hasattr(residuals, "detach"):  # a tensor
-        residuals = residuals.detach().float().cpu().numpy()
+    if hasattr(residuals, "detach"):  # a tensor; numpy knows no bfloat16
+        residuals = residuals.detach().cpu()
+        residuals = (residuals.float() if residuals.is_floating_point() else residuals).numpy()
     array = np.asarray(residuals)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"found an array of {array.dtype}")

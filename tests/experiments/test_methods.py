@@ -75,3 +75,20 @@ def test_what_is_no_method(spec: str) -> None:
 def test_impossible_numbers_and_metrics(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_method(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "cache_mode", "kind_label"),
+    [
+        ("plain", "original", "Plain"),
+        ("lossless", "original", "Lossless"),
+        ("ddim:4+uniform:2", "threshold", "Uniform"),
+        ("edit:0-2", "edit", "Steps"),
+        ("unified:3", "edit", "Unified ACS"),
+        ("blockwise:3", "optimal", "Block-wise ACS"),
+        ("bac:3:1", "optimal", "BAC"),
+    ],
+)
+def test_what_bacinfers_records_call_a_method(spec: str, cache_mode: str, kind_label: str) -> None:
+    method = parse_method(spec)
+    assert (method.cache_mode, method.kind_label) == (cache_mode, kind_label)
