@@ -15,11 +15,11 @@ from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.summary import CacheSummary
 from bacinfer.experiments.method import PLAIN, Method
 from bacinfer.experiments.plans import applied
-from bacinfer.measure.action_error import normalised_actions, rms_difference
-from bacinfer.measure.flops import count_flops
-from bacinfer.measure.latency import Latency, actions_per_second, measure_latency
-from bacinfer.measure.memory import peak_memory
-from bacinfer.measure.statistics import Estimate, estimate_paired_difference, estimate_score
+from bacinfer.measurement.action_error import normalised_actions, rms_difference
+from bacinfer.measurement.flops import count_flops
+from bacinfer.measurement.latency import Latency, actions_per_second, measure_latency
+from bacinfer.measurement.memory import peak_memory
+from bacinfer.measurement.statistics import Estimate, estimate_paired_difference, estimate_score
 from bacinfer.tasks import Rollout, Task
 
 CALIBRATION_DEMO = 11

@@ -29,7 +29,7 @@ from bacinfer.experiments.run_files import (
     write_results,
 )
 from bacinfer.experiments.store import ROW_FILE, ResultsStore, Row, run_directory
-from bacinfer.measure.action_error import normalised_actions, rms_difference
+from bacinfer.measurement.action_error import normalised_actions, rms_difference
 from bacinfer.policies import build_policy, read_checkpoint
 from bacinfer.policies.device import check_device
 from bacinfer.tasks import Task, make_task

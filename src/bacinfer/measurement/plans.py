@@ -17,10 +17,10 @@ from bacinfer.core.engines import AUTO
 from bacinfer.core.handle import Policy, PolicyHandle
 from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
-from bacinfer.measure.action_error import is_normalised, rms_difference, sampled_actions
-from bacinfer.measure.flops import count_flops
-from bacinfer.measure.latency import Latency, measure_latencies
-from bacinfer.measure.statistics import CONFIDENCE, Estimate
+from bacinfer.measurement.action_error import is_normalised, rms_difference, sampled_actions
+from bacinfer.measurement.flops import count_flops
+from bacinfer.measurement.latency import Latency, measure_latencies
+from bacinfer.measurement.statistics import CONFIDENCE, Estimate
 
 PLAIN = "plain"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bacinfer.core.calls import seeded_noise, timed_call
 from bacinfer.core.handle import PolicyHandle
-from bacinfer.measure.statistics import Estimate, estimate_mean
+from bacinfer.measurement.statistics import Estimate, estimate_mean
 
 
 def normalised_actions(policy: Any, observations: Sequence[dict[str, Tensor]], noise_seed: int = 0) -> Tensor:

@@ -15,11 +15,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.measure.action_error import normalised_actions, rms_difference
-from bacinfer.measure.flops import count_flops
-from bacinfer.measure.latency import Latency, actions_per_second, measure_latency
-from bacinfer.measure.memory import peak_memory
-from bacinfer.measure.statistics import (
+from bacinfer.measurement.action_error import normalised_actions, rms_difference
+from bacinfer.measurement.flops import count_flops
+from bacinfer.measurement.latency import Latency, actions_per_second, measure_latency
+from bacinfer.measurement.memory import peak_memory
+from bacinfer.measurement.statistics import (
     estimate_mean,
     estimate_paired_difference,
     estimate_proportion,

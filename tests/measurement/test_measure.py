@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import bacinfer
 from bacinfer import CacheSchedule, PolicyHandle, SamplingPlan
 from bacinfer.core.blocks import find_blocks
-from bacinfer.measure.flops import count_flops
-from bacinfer.measure.plans import measure
+from bacinfer.measurement.flops import count_flops
+from bacinfer.measurement.plans import measure
 from core.fused.fused_helpers import make_policy
 from helpers import TinyPolicy, act, observation
 from tiny_policies import observations as pusht_observations
