@@ -336,10 +336,10 @@ def _read(path: Path) -> None:
 
         load_policy(path)
         return
-    from bacinfer import assets
+    from bacinfer import assets, files
 
     if path.suffix == ".npz":
-        repr(assets.read_arrays(path))
+        repr(files.read_arrays(path))
         return
     repr(assets.read_pickle(path))
     for read in (lambda: assets.read_steps(path, 100), lambda: assets.read_block_errors(path)):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from bacinfer import assets
+from bacinfer import assets, files
 
 
 def test_paths_are_those_of_the_reference() -> None:
@@ -115,8 +115,8 @@ def test_pickled_storage_cannot_smuggle_code(tmp_path: Path, monkeypatch) -> Non
 
 def test_arrays_round_trip(tmp_path: Path) -> None:
     arrays = {"a.b/cosine": np.eye(3, dtype=np.float32), "c": np.zeros((0, 2), np.float16)}
-    assets.write_arrays(tmp_path / "x" / "file.npz", arrays, {"demos": [1, 2]})
-    read, metadata = assets.read_arrays(tmp_path / "x" / "file.npz")
+    files.write_arrays(tmp_path / "x" / "file.npz", arrays, {"demos": [1, 2]})
+    read, metadata = files.read_arrays(tmp_path / "x" / "file.npz")
     assert metadata == {"demos": [1, 2]}
     assert list(read) == list(arrays)
     assert all(np.array_equal(read[k], arrays[k]) and read[k].dtype == arrays[k].dtype for k in arrays)
@@ -125,14 +125,14 @@ def test_arrays_round_trip(tmp_path: Path) -> None:
 def test_damaged_arrays(tmp_path: Path) -> None:
     path = tmp_path / "file.npz"
     with pytest.raises(FileNotFoundError):
-        assets.read_arrays(path)
-    assets.write_arrays(path, {"a": np.arange(1000)})
+        files.read_arrays(path)
+    files.write_arrays(path, {"a": np.arange(1000)})
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(ValueError, match="not a complete"):
-        assets.read_arrays(path)
+        files.read_arrays(path)
     np.savez(path, a=np.array([Call(os.system, "touch executed")], dtype=object))
     with pytest.raises(ValueError, match="not a complete"):
-        assets.read_arrays(path)
+        files.read_arrays(path)
 
 
 @pytest.mark.parametrize("content", [[1], {"m": [np.zeros(2), np.zeros(3)]}, {"m": "text"}, {"m": [object]}])
@@ -150,15 +150,15 @@ def test_missing_activations(tmp_path: Path) -> None:
 
 def test_json_names_its_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
-    assets.write_json(path, {"a": [1, None]})
-    assert assets.read_json(path) == {"a": [1, None]}
+    files.write_json(path, {"a": [1, None]})
+    assert files.read_json(path) == {"a": [1, None]}
     path.write_text('{\n "a": 1,\n}')
     with pytest.raises(ValueError, match=rf"{path}, line [23]: this is no JSON"):
-        assets.read_json(path)
+        files.read_json(path)
     for content in (b"", b"\xff", b"[" * 100_000):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"{path}, line 1: this is no JSON"):
-            assets.read_json(path)
+            files.read_json(path)
 
 
 # -- writes ----------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path.write_text("old")
 
     def write_half() -> None:
-        with assets.atomic_write(path) as temporary:
+        with files.atomic_write(path) as temporary:
             temporary.write_text("half")
             raise OSError(28, "No space left on device")
 
@@ -199,8 +199,8 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
 def writer(path: Path) -> subprocess.Popen[str]:
     """A process that is in the middle of writing, and goes on when it is written to."""
     code = textwrap.dedent(f"""
-        from bacinfer import assets
-        with assets.atomic_write({str(path)!r}) as temporary:
+        from bacinfer import assets, files
+        with files.atomic_write({str(path)!r}) as temporary:
             temporary.write_text("half")
             print("writing", flush=True)
             input()
@@ -249,7 +249,7 @@ def test_a_directory_that_is_removed_before_its_lock_is_made_again(tmp_path: Pat
         return lock(directory, operation)
 
     monkeypatch.setattr(assets, "_lock", remove_first)
-    assets.write_text(tmp_path / "file", "text")
+    files.write_text(tmp_path / "file", "text")
     assert (tmp_path / "file").read_text() == "text"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -260,7 +260,7 @@ def test_file_systems_without_locks(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(assets.fcntl, "flock", no_locks)
     (tmp_path / ".file.abcdefgh.part").mkdir()  # whose writer may live
-    assets.write_text(tmp_path / "file", "text")
+    files.write_text(tmp_path / "file", "text")
     assert {entry.name for entry in tmp_path.iterdir()} == {"file", ".file.abcdefgh.part"}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bacinfer import assets
+from bacinfer import files
 from hostile_files import ATTACKS, mutate, read_all, write_attacks
 from tiny_policies import write_tiny_checkpoint
 
@@ -65,7 +65,7 @@ def test_damaged_pickles(tmp_path: Path) -> None:
 
 def test_damaged_arrays(tmp_path: Path) -> None:
     original = tmp_path / "original.npz"
-    assets.write_arrays(original, {"a": np.eye(3), "b": np.arange(4)}, {"demos": [1, 2]})
+    files.write_arrays(original, {"a": np.eye(3), "b": np.arange(4)}, {"demos": [1, 2]})
     data = original.read_bytes()
     original.unlink()
     chance = random.Random(0)

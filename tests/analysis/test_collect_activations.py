@@ -9,7 +9,7 @@ import pytest
 import torch
 from analysis_helpers import NUM_STEPS, FakeTask
 
-from bacinfer import assets
+from bacinfer import assets, files
 from bacinfer.analysis.collect_activations import main
 from bacinfer.analysis.residuals import Recording, noise_seed, record, write_recording
 from bacinfer.core.blocks import find_blocks
@@ -103,7 +103,7 @@ def test_mode_optimal_has_a_directory_too(checkpoint: Path, tmp_path: Path) -> N
     flags = ["--optimal_steps_dir", str(run.steps_dir("l1")), "--metric", "l1", "--num_caches", "2", "--bu"]
     assert collect(checkpoint, tmp_path, "--cache_mode", "optimal", *flags) == 0
     recorded = assets.RunAssets(tmp_path / "pusht" / "optimal_l1_caches_2").activations
-    steps = assets.read_arrays(recorded)[1]["source"]["update_steps"]
+    steps = files.read_arrays(recorded)[1]["source"]["update_steps"]
     assert steps["decoder.layers.0_sa_block"] == [0, 2, 3, 9]  # its own, those of layer 1's ff_block, the last
     assert steps["decoder.layers.1_ff_block"] == [0, 3, 9]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from analysis_helpers import NUM_STEPS, FakeTask
 
-from bacinfer import assets
+from bacinfer import assets, files
 from bacinfer.analysis import get_optimal_cache_update_steps as pipeline
 from bacinfer.analysis.get_optimal_cache_update_steps import main
 from bacinfer.analysis.pipeline import Sampling, analyse_policy, collect_statistics
@@ -30,7 +30,7 @@ SAMPLING = Sampling("0" * 64, num_inference_steps=10, observations_per_demo=1, r
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    return assets.read_arrays(path)
+    return files.read_arrays(path)
 
 
 def assert_same_arrays(a: Path, b: Path) -> None:

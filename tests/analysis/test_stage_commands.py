@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bacinfer import assets
+from bacinfer import assets, files
 from bacinfer.analysis import activation_analysis, bu_block_selection, optimal_cache_scheduler
 from bacinfer.analysis.recorded import block_key, read_matrices, read_residuals
 from bacinfer.analysis.similarity import similarity
@@ -42,7 +42,7 @@ def run(out: Path) -> assets.RunAssets:
 @pytest.fixture
 def recorded(run: assets.RunAssets, residuals: dict[str, np.ndarray]) -> assets.RunAssets:
     metadata = {"blocks": dict(zip(MODULES, KEYS, strict=True))}
-    assets.write_arrays(run.activations, residuals, metadata)
+    files.write_arrays(run.activations, residuals, metadata)
     return run
 
 
@@ -231,7 +231,7 @@ def test_recorded_nan_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     residuals[MODULES[3]][5, 0, 1, 1] = np.nan
-    assets.write_arrays(run.activations, residuals)
+    files.write_arrays(run.activations, residuals)
     for command in (activation_analysis.main, bu_block_selection.main):
         assert command(arguments(out)) == 2
         last_line = capsys.readouterr().err.strip().splitlines()[-1]

@@ -98,7 +98,7 @@ def test_bubbling_union_selects_from_residuals_where_no_selection_is_stored(
     rng = np.random.default_rng(0)
     residuals = {b.module_name: rng.normal(size=(10, 1, 4)).astype("f4") * (i % 5) for i, b in enumerate(BLOCKS)}
     if file_format == "npz":
-        assets.write_arrays(run.activations, residuals)
+        files.write_arrays(run.activations, residuals)
     else:
         convert = torch.from_numpy if file_format == "pickled tensors" else np.asarray
         recorded = residuals | {"decoder.norm": 99 * np.ones((10, 1, 4), "f4")}  # BACInfer records other modules too

@@ -14,12 +14,13 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.update_steps import optimal_update_steps
-from bacinfer.assets import RunAssets, read_block_errors, write_arrays
+from bacinfer.assets import RunAssets, read_block_errors
 from bacinfer.core.bubbling import bubbling_union
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.experiments.method import parse_method
 from bacinfer.experiments.plans import ScheduleSource, applied, ddim_sampler, prepare
+from bacinfer.files import write_arrays
 from bacinfer.tasks import PushTTask
 from helpers import act, observation
 from small_experiments import MAX_STEPS

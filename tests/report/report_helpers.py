@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from bacinfer.analysis.block_selection import write_selections
-from bacinfer.assets import RunAssets, write_arrays, write_json, write_text
+from bacinfer.assets import RunAssets
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.experiments.results_table import _HEADER, TABLE_FILE, Row, _line, _write
 from bacinfer.experiments.run_files import SCHEDULE_FILE, SCORES_FILE
+from bacinfer.files import write_arrays, write_json, write_text
 from bacinfer.tasks.video import open_video
 from small_experiments import make_row
 

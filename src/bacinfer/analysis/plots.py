@@ -13,9 +13,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from bacinfer.analysis.similarity import Array
-from bacinfer.assets import atomic_write
 from bacinfer.core.bubbling import split_block_key
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.files import atomic_write
 
 DPI = 100
 PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "bacinfer"}

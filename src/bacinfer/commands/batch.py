@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from bacinfer.assets import atomic_write, read_json, write_text
 from bacinfer.commands.episode_options import add_episode_arguments
 from bacinfer.commands.options import (
     DEFAULT_BU_BLOCKS,
@@ -30,6 +29,7 @@ from bacinfer.experiments.experiment import Attempts, Experiment
 from bacinfer.experiments.method import Method
 from bacinfer.experiments.results_table import Row
 from bacinfer.experiments.run_files import LOG_FILE, copy_results
+from bacinfer.files import atomic_write, read_json, write_text
 from bacinfer.policies.device import check_device
 from bacinfer.report.table import format_table
 from bacinfer.tasks.checkpoints import (

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from bacinfer.analysis.residuals import file_digest
-from bacinfer.assets import read_json, write_json
 from bacinfer.commands.options import (
     add_cache_arguments,
     add_policy_arguments,
@@ -34,6 +33,7 @@ from bacinfer.commands.options import (
 from bacinfer.core.cache_request import CacheRequest
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.datasets.lerobot import EpisodeRecorder, Feature, LeRobotDatasetWriter, RecordedEpisode
+from bacinfer.files import read_json, write_json
 from bacinfer.tasks import Rollout, SimulatedTask, make_simulated_task
 from bacinfer.tasks.episodes import Recorder, State
 

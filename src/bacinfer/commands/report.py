@@ -15,10 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from tqdm import tqdm
 
-from bacinfer.analysis.recorded import contents
-from bacinfer.assets import atomic_write
 from bacinfer.commands.options import add_debug_argument, path_argument, run_command
 from bacinfer.experiments.results_table import TABLE_FILE, ResultsTable
+from bacinfer.files import atomic_write, contents
 from bacinfer.measure.statistics import CONFIDENCE
 from bacinfer.report.contents import comparisons, facts, run_table, sections
 

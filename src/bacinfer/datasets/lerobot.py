@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bacinfer.assets import read_arrays, read_json, write_arrays, write_json
 from bacinfer.datasets.statistics import STATISTICS, image_statistics, merge_statistics, number_statistics
 from bacinfer.datasets.video import (
     CODEC,
@@ -38,6 +37,7 @@ from bacinfer.datasets.video import (
     concatenate_videos,
     import_av,
 )
+from bacinfer.files import read_arrays, read_json, write_arrays, write_json
 
 CODEBASE_VERSION = "v3.0"
 FILES_PER_CHUNK = 1000

@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from bacinfer.analysis.residuals import file_digest
-from bacinfer.assets import RunAssets, check_path, write_json
+from bacinfer.assets import RunAssets
 from bacinfer.core.engines import AUTO
 from bacinfer.experiments.evaluation import calibration_observations, evaluate
 from bacinfer.experiments.method import PLAIN, Method
@@ -31,6 +31,7 @@ from bacinfer.experiments.run_files import (
     write_plain_result,
     write_results,
 )
+from bacinfer.files import check_path, write_json
 from bacinfer.measure.action_error import normalised_actions, rms_difference
 from bacinfer.policies import build_policy, read_checkpoint
 from bacinfer.policies.device import check_device

@@ -17,11 +17,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from bacinfer.assets import atomic_write, read_arrays, write_arrays, write_json, write_text
 from bacinfer.core.schedule import even_interval
 from bacinfer.experiments.evaluation import Cost, Result
 from bacinfer.experiments.method import parse_method
 from bacinfer.experiments.results_table import Row
+from bacinfer.files import atomic_write, read_arrays, write_arrays, write_json, write_text
 from bacinfer.measure.latency import Latency, actions_per_second
 from bacinfer.measure.statistics import Estimate, estimate_proportion
 from bacinfer.tasks import Rollout

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bacinfer.analysis.plots import plot_block_errors, plot_schedules, plot_similarities
-from bacinfer.analysis.recorded import read_block_matrices
+from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.similarity import Array
 from bacinfer.assets import RunAssets, read_block_errors
 from bacinfer.core.bubbling import split_block_key
@@ -437,7 +437,7 @@ class _Matrices:
         run, metric = assets_of(source, self._results_dir), source.metric or DEFAULT_METRIC
         key = (run.directory, metric)
         if key not in self._read:
-            self._read[key] = _read(self.notes, read_block_matrices, run, metric)
+            self._read[key] = _read(self.notes, read_matrices, run, metric)
         return (metric if self._read[key] else ""), self._read[key]
 
 
@@ -467,12 +467,12 @@ def _analysis(run: RunAssets, rows: Sequence[Row], figures: Path) -> Analysis:
         analysis.notes.append(f"The assets directory is no longer there: {run.directory}")
         return analysis
     for metric in dict.fromkeys(row.metric or DEFAULT_METRIC for row in rows):
-        matrices = _read(analysis.notes, read_block_matrices, run, metric)
+        matrices = _read(analysis.notes, read_matrices, run, metric)
         if matrices:
             files = [figures / f"similarity_{metric}.png", figures / f"similarity_{metric}.svg"]
             plot_similarities(matrices, metric, *files)
             analysis.pictures.append(_picture(f"Similarity of the blocks' residuals: {metric}", files))
-    errors = _read(analysis.notes, read_block_errors, run.block_errors)
+    errors = _read(analysis.notes, read_block_errors, run)
     if errors:
         num_blocks = max(row.num_bu_blocks or 0 for row in rows)
         selected = _read(analysis.notes, stored_selection, run, num_blocks) if num_blocks else None

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bacinfer.assets import atomic_write
+from bacinfer.files import atomic_write
 from bacinfer.policies import diffusion_policy
 from bacinfer.tasks.base import (
     FIRST_TEST_SEED,

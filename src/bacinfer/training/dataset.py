@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bacinfer import assets
+from bacinfer import files
 
 
 class TrainingData(Protocol):
@@ -104,7 +104,7 @@ def read_episodes(path: str | Path, names: Iterable[str]) -> tuple[dict[str, NDA
         group = _open_zarr(path)
         arrays = {name: np.asarray(group[place]) for name, place in places.items() if place in group}
     else:
-        stored = assets.read_arrays(path)[0]
+        stored = files.read_arrays(path)[0]
         arrays = {name: stored[name] for name in places if name in stored}
     return arrays, _check_episodes(path, arrays, places)
 

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from bacinfer import assets
+from bacinfer import files
 
 logger = logging.getLogger("bacinfer")
 
@@ -53,7 +53,7 @@ def native_library() -> ctypes.CDLL:
 
 def _compile(command: list[str], path: Path) -> None:
     logger.info("compiling %s, once for this machine", path)
-    with assets.atomic_write(path) as temporary:
+    with files.atomic_write(path) as temporary:
         try:
             subprocess.run(
                 [*command, "-o", str(temporary)], check=True, capture_output=True, text=True, timeout=_COMPILE_SECONDS
