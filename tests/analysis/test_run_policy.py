@@ -42,8 +42,9 @@ def test_a_cache_is_counted_timed_and_compared(
 
 def test_a_directory_of_steps_is_used_without_a_mode(checkpoint: Path, tmp_path: Path) -> None:
     run_assets = assets.RunAssets(tmp_path / "pusht" / "original")
-    for n, dropout in itertools.product(range(2), (1, 2, 3)):
-        assets.write_steps(run_assets.steps_dir("cosine"), f"decoder.layers.{n}.dropout{dropout}", "cosine", [0, 3], 10)
+    for n, kind in itertools.product(range(2), ("sa_block", "mha_block", "ff_block")):
+        block = f"decoder.layers.{n}_{kind}"
+        assets.write_block_steps(run_assets.steps_dir("cosine"), block, "cosine", [0, 3], 10)
     flags = ["--optimal_steps_dir", str(run_assets.steps_dir("cosine")), "--num_caches", "2"]
     summary = run(checkpoint, tmp_path / "out", *flags)
     assert summary["cache_mode"] == "optimal"

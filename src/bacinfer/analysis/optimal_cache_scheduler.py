@@ -51,10 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def schedule(args: argparse.Namespace) -> int:
     if args.list_modules and (args.module_name is not None or args.num_caches is not None or args.bacinfer_files):
-        raise ValueError(
-            "--list_modules only lists: leave out --module_name, --num_caches and --bacinfer_files, which would have no "
-            "effect"
-        )
+        raise ValueError("--list_modules only lists: leave out --module_name, --num_caches and --bacinfer_files")
     run = assets.RunAssets(args.similarity_matrices_dir)
     matrices = read_matrices(run, args.metric)
     if args.list_modules:
