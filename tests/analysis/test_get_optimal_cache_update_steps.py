@@ -26,7 +26,7 @@ from bacinfer.commands import info
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.bubbling import block_error, select_blocks
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from helpers import TinyPolicy, act
+from helpers import WIDTH, TinyPolicy, act
 
 SAMPLING = Sampling("0" * 64, num_inference_steps=10, observations_per_demo=1, random_seed=11)
 
@@ -113,12 +113,13 @@ def own_policy(policy: TinyPolicy) -> Iterator[TinyPolicy]:
     class Model(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stages = torch.nn.ModuleList(Gated(2) for _ in range(2))
+            self.stages = torch.nn.ModuleList(Gated(WIDTH) for _ in range(2))
+            self.last = Gated(WIDTH)
 
         def forward(self, sample: torch.Tensor, timestep: Any, cond: Any = None) -> torch.Tensor:
             for stage in self.stages:
                 sample = stage(sample)
-            return sample
+            return self.last(sample)
 
     torch.manual_seed(0)
     policy.model = Model()
@@ -133,25 +134,26 @@ def test_blocks_of_an_own_layer_class_are_stored_read_and_shown(
     own_policy: TinyPolicy, task: FakeTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = assets.RunAssets(tmp_path / "own" / "original")
-    blocks = ["stages.0_gate_block", "stages.1_gate_block"]
+    blocks = ["stages.0_gate_block", "stages.1_gate_block", "last_gate_block"]
     with pytest.raises(ValueError, match=r"cannot name the block 'stages\.0_gate_block'"):
         analyse_policy(own_policy, task, run, [11], ["cosine"], [3], SAMPLING, bacinfer_files_too=True)
     assert task.demos == []  # refused before the policy ran
     found = analyse_policy(own_policy, task, run, [11], ["cosine"], [3], SAMPLING)["cosine"][3].update_steps
     assert list(found) == blocks
     steps_dir = run.steps_dir("cosine")
-    FastDiffusionPolicy.apply_cache(own_policy, optimal_steps_dir=steps_dir, num_caches=3, num_bu_blocks=1)
+    FastDiffusionPolicy.apply_cache(own_policy, optimal_steps_dir=steps_dir, num_caches=3)
     applied = FastDiffusionPolicy.summary(own_policy).schedule
     assert applied is not None
     assert applied.update_steps == {block: tuple(sorted({*found[block], 9})) for block in blocks}
     assert list(assets.read_activations(run)) == list(read_matrices(run, "cosine")) == blocks
-    flags = ["--assets_dir", str(tmp_path), "--task", "own", "--num_caches", "3", "--num_bu_blocks", "1"]
+    flags = ["--assets_dir", str(tmp_path), "--task", "own", "--num_caches", "3"]
     capsys.readouterr()
     assert info.main(["steps", *flags]) == 0
     shown = capsys.readouterr().out
     assert all(f"{block}\n  ACS      3: {' '.join(map(str, found[block]))}\n" in shown for block in blocks)
     assert info.main(["counts", *flags]) == 0
-    assert "gate_block      3.00" in capsys.readouterr().out
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0], row[-1]) for row in rows] == [("gate_block", "2"), ("last_gate_block", "1"), ("all", "3")]
 
 
 def test_an_analysis_of_an_earlier_version_is_gone_on_with(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bacinfer import assets
 from bacinfer.commands.options import add_debug_argument, path_argument, run_command
-from bacinfer.core.bubbling import bubbling_union, split_block_key
+from bacinfer.core.bubbling import bubbling_union, layer_and_kind
 from bacinfer.core.optimal_steps import stored_selection
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.files import contents
@@ -59,16 +59,17 @@ def steps_text(before: CacheSchedule, after: CacheSchedule) -> str:
 
 def counts_text(before: CacheSchedule, after: CacheSchedule) -> str:
     """How many updates each kind of block has, a table of averages over the layers."""
-    kinds = list(dict.fromkeys(split_block_key(block)[1] for block in before.update_steps))
-    rows = [(kind, [b for b in before.update_steps if split_block_key(b)[1] == kind]) for kind in kinds]
+    kinds = list(dict.fromkeys(layer_and_kind(block)[1] for block in before.update_steps))
+    rows = [(kind, [b for b in before.update_steps if layer_and_kind(b)[1] == kind]) for kind in kinds]
     rows.append(("all blocks", list(before.update_steps)))
     lines = [f"{after.label}: updates in {after.num_inference_steps} steps, the last one included"]
-    lines.append(f"{'':12}{'ACS':>8}{'as run':>8}{'fewest':>8}{'most':>8}{'blocks':>8}")
+    width = max(12, *(len(name) + 1 for name, _ in rows))
+    lines.append(f"{'':{width}}{'ACS':>8}{'as run':>8}{'fewest':>8}{'most':>8}{'blocks':>8}")
     for name, blocks in rows:
         counts = [after.num_updates(block) for block in blocks]
         found = sum(before.num_updates(block) for block in blocks) / len(blocks)
         lines.append(
-            f"{name:12}{found:8.2f}{sum(counts) / len(counts):8.2f}{min(counts):8}{max(counts):8}{len(counts):8}"
+            f"{name:{width}}{found:8.2f}{sum(counts) / len(counts):8.2f}{min(counts):8}{max(counts):8}{len(counts):8}"
         )
     return "\n".join(lines)
 
