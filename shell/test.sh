@@ -17,4 +17,10 @@ BIN="$(dirname "$PYTHON")"
 "$BIN/lint-imports"
 "$PYTHON" -m pre_commit validate-config
 # Tiny models gain nothing from threads; the test processes share the cores instead.
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest -n "${PYTEST_WORKERS:-2}" "$@"
+export OMP_NUM_THREADS=1
+"$PYTHON" -m pytest -n "${PYTEST_WORKERS:-2}" "$@"
+if [ $# = 0 ] && grep -qsw avx512f /proc/cpuinfo; then
+    echo "compiled code once more, as on processors without AVX-512" >&2
+    CXX="${CXX:-c++} -mno-avx512f" "$PYTHON" -m pytest -n "${PYTEST_WORKERS:-2}" \
+        tests/core/fused/test_fused_engine.py -k "native or random_schedules"
+fi

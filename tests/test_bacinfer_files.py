@@ -75,6 +75,35 @@ def test_damaged_description_of_a_steps_file(tmp_path: Path) -> None:
         bacinfer_files.read_steps(path)
 
 
+@pytest.mark.parametrize(
+    "stored",
+    [[0, "2"], [0, 2.0], [0, None], [0, [2]], [True], np.array(3), np.array([[0, 2]]), np.array([0.5]), {0: 2}],
+)
+def test_steps_files_of_other_things(tmp_path: Path, stored: object) -> None:
+    path = tmp_path / "steps.pkl"
+    path.write_bytes(pickle.dumps(stored))
+    with pytest.raises(ValueError, match=r"steps\.pkl: expected a list of update steps, found"):
+        bacinfer_files.read_steps(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 10**5, "{", b"\xff", "1" * 10**5, '{"num_inference_steps": ' + "[" * 10**5])
+def test_a_description_without_end_is_a_clear_error(tmp_path: Path, text: str | bytes) -> None:
+    path = bacinfer_files.write_steps(tmp_path, "decoder.layers.0_sa_block", "l1", [0], 100)
+    path.with_suffix(".json").write_bytes(text.encode() if isinstance(text, str) else text)
+    # before Python 3.10.7 a number may have any length
+    with pytest.raises(ValueError, match=r"dropout1_1_l1\.json.*(this is no JSON|expected the description)") as error:
+        bacinfer_files.read_steps(path)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), float("inf"), "1", None, 1j, np.complex64(1), np.ones(2)])
+def test_block_errors_are_finite_numbers(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "errors.pkl"
+    path.write_bytes(pickle.dumps({"a": value}))
+    with pytest.raises(ValueError, match=r"errors\.pkl"):
+        bacinfer_files.read_block_errors(path)
+
+
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_plain_data_is_read(tmp_path: Path, protocol: int) -> None:
     data = {
@@ -141,6 +170,7 @@ def test_pickled_storage_cannot_smuggle_code(tmp_path: Path, monkeypatch) -> Non
         {"decoder.layers.0.dropout1": [np.zeros(2), np.zeros(3)]},
         {"decoder.layers.0.dropout1": "text"},
         {"decoder.layers.0.dropout1": [object]},
+        {"decoder.layers.0.dropout1": torch.ones(2) + 1j},
     ],
 )
 def test_activations_of_another_form(tmp_path: Path, content: object) -> None:

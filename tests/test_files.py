@@ -56,6 +56,20 @@ def test_damaged_arrays(tmp_path: Path) -> None:
         files.read_arrays(path)
 
 
+def test_arrays_that_are_none_or_unfold_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    np.savez(path, a=np.array(["text"]))
+    with pytest.raises(ValueError, match=r"file\.npz is not a complete .* where numbers are expected"):
+        files.read_arrays(path)
+    for metadata in ("[1]", "[" * 10**5, "{"):
+        np.savez(path, **{"metadata.json": np.array(metadata)})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"file\.npz is not a complete"):
+            files.read_arrays(path)
+    np.savez_compressed(path, a=np.zeros(10**6))
+    with pytest.raises(ValueError, match=r"file\.npz is not a complete .*larger than the file"):
+        files.read_arrays(path)
+
+
 def test_json_names_its_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     files.write_json(path, {"a": [1, None]})

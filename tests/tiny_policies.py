@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,11 @@ VARIANTS: dict[str, list[str]] = {
 
 
 def tiny_config(variant: str = "causal", *overrides: str) -> DictConfig:
+    return copy.deepcopy(_tiny_config(variant, overrides))
+
+
+@cache  # composing takes Hydra 0.3 s
+def _tiny_config(variant: str, overrides: tuple[str, ...]) -> DictConfig:
     return read_config([*TINY, *VARIANTS[variant], *overrides])
 
 

@@ -155,7 +155,7 @@ def read_block_errors(path: str | Path) -> dict[str, float]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
+        ValueError: if it holds something else, or errors that are no finite numbers.
     """
     return check_block_errors(read_pickle(path), path)
 
@@ -169,8 +169,8 @@ def check_block_errors(errors: Any, path: str | Path) -> dict[str, float]:
 
 def _is_finite(value: Any) -> bool:
     try:
-        return isinstance(value, (int, float, np.number)) and math.isfinite(value)
-    except (OverflowError, TypeError):  # no float is so large; complex numbers
+        return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value)
+    except OverflowError:  # no float is so large
         return False
 
 
@@ -217,8 +217,9 @@ def _stack(residuals: Any) -> NDArray[Any]:
     """Residuals as BACInfer stores them, an array or a list of arrays, one a denoising step: [K, ...]."""
     if isinstance(residuals, (list, tuple)):
         return np.stack([_stack(r) for r in residuals])
-    if hasattr(residuals, "detach"):  # a tensor
-        residuals = residuals.detach().float().cpu().numpy()
+    if hasattr(residuals, "detach"):  # a tensor; numpy knows no bfloat16
+        residuals = residuals.detach().cpu()
+        residuals = (residuals.float() if residuals.is_floating_point() else residuals).numpy()
     array = np.asarray(residuals)
     if array.dtype.kind not in "fiu":
         raise TypeError(f"found an array of {array.dtype}")

@@ -27,7 +27,7 @@ Allowed = Mapping[tuple[str, str], Any]
 
 # What reading may take in memory. Genuine files take their own size, and a little for each object.
 _GROWTH = 4  # times the file's size
-_LEAST_LIMIT = 2**26
+_LEAST_LIMIT = 2**25
 _OBJECT = 32  # bytes: an instruction, or an object that is found again
 _CALL = 1024  # bytes: what a call makes, besides the data that it is given
 _DEPTH = 64  # containers in containers
@@ -99,7 +99,7 @@ def require_plain(data: Any, limit: int) -> None:
 def _walk(node: Any, depth: int, budget: Budget) -> None:
     budget.spend(_OBJECT)
     kind = type(node)
-    if kind in (list, tuple, dict):
+    if kind in (list, tuple, dict, torch.Size):
         if depth == _DEPTH:
             raise UnsafePickleError(f"it is nested more than {_DEPTH} levels deep")
         for child in chain(node, node.values()) if kind is dict else node:
@@ -112,7 +112,7 @@ def _walk(node: Any, depth: int, budget: Budget) -> None:
         raise UnsafePickleError(f"it holds a {kind.__name__} where data is expected")
 
 
-_PLAIN = (int, float, bool, type(None), torch.Size, torch.dtype)
+_PLAIN = (int, float, bool, type(None), torch.dtype)
 
 
 def shorten(text: object) -> str:
@@ -148,7 +148,6 @@ _HARMLESS = (
     *("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "MEMOIZE"),
     *("GLOBAL", "STACK_GLOBAL", "BINPERSID"),  # these ask `find_class` and `persistent_load`
 )
-_KEYS = (str, int, float, bool, bytes, type(None))
 
 
 class RestrictedUnpickler(pickle._Unpickler):
@@ -259,8 +258,14 @@ class RestrictedUnpickler(pickle._Unpickler):
 
 
 def _is_key(key: Any) -> bool:
-    """Whether this is hashed in no time, where nested tuples can take years; OmegaConf's caches have short tuples."""
-    return type(key) in _KEYS or (type(key) is tuple and len(key) < 10 and all(type(part) in _KEYS for part in key))
+    """Whether this is a key that pickles of data have, and that no file can make slow to find.
+
+    The hash of nested tuples can take years, and large numbers can be chosen to have equal hashes. OmegaConf's caches
+    have short tuples of text.
+    """
+    if type(key) is tuple:
+        return len(key) < 10 and all(type(part) is str for part in key)
+    return type(key) in (str, bytes, bool, type(None)) or (type(key) is int and key.bit_length() < 61)
 
 
 def _require(condition: bool, what: str) -> None:
@@ -268,9 +273,13 @@ def _require(condition: bool, what: str) -> None:
         raise UnsafePickleError(f"it has {what}")
 
 
-def _sizes(sizes: Any) -> bool:
+def _is_size(size: Any) -> bool:
+    return type(size) is int and size >= 0
+
+
+def _are_sizes(sizes: Any) -> bool:
     """Whether this is a shape, or strides."""
-    return isinstance(sizes, tuple) and all(type(size) is int and size >= 0 for size in sizes)
+    return isinstance(sizes, tuple) and all(map(_is_size, sizes))
 
 
 # -- bytes, arrays ---------------------------------------------------------------------------------------------------
@@ -328,7 +337,9 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any, axis_order: Any 
 
 def _require_array(shape: Any, dtype: Any, data: Any) -> None:
     _require(isinstance(dtype, np.dtype) and isinstance(data, (bytes, bytearray)), "an array without numbers")
-    _require(_sizes(shape) and math.prod(shape) * dtype.itemsize == len(data), "an array of another size than its data")
+    _require(
+        _are_sizes(shape) and math.prod(shape) * dtype.itemsize == len(data), "an array of another size than its data"
+    )
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
@@ -384,7 +395,7 @@ class StorageId:
         _require(type(found) is tuple and len(found) in (5, 6) and found[0] == "storage", "a reference to no storage")
         _, dtype, key, _, length, *view = found
         known = isinstance(dtype, torch.dtype) and type(key) is str and view in ([], [None])
-        _require(known and _sizes((length,)), "a storage of a kind that is not known")
+        _require(known and _is_size(length), "a storage of a kind that is not known")
         return cls(key, dtype, length * dtype.itemsize)
 
 
@@ -393,7 +404,7 @@ def _tensor(
 ) -> torch.Tensor:
     """A view of a storage that shows each of its elements at most once."""
     _require(isinstance(storage, Storage) and not hooks and not metadata, "a tensor that is not plain")
-    _require(_sizes(shape) and _sizes(strides) and _sizes((offset,)) and len(shape) == len(strides), "no tensor")
+    _require(_are_sizes(shape) and _are_sizes(strides) and _is_size(offset) and len(shape) == len(strides), "no tensor")
     held = storage.memory.nbytes() // storage.dtype.itemsize
     end = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) + 1
     fits = math.prod(shape) <= held and (end <= held or 0 in shape) and offset <= held
@@ -408,7 +419,7 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any) -> torch.nn.Parameter:
 
 
 def _shape(sizes: Any) -> torch.Size:
-    _require(_sizes(sizes), "a shape that is none")
+    _require(_are_sizes(sizes), "a shape that is none")
     return torch.Size(sizes)
 
 

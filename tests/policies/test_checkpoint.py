@@ -249,7 +249,7 @@ def test_a_policy_without_stand_in_names_what_to_install(
     checkpoint = read_checkpoint(written[0])
     checkpoint.cfg.policy = {"_target_": HYBRID, "noise_scheduler": checkpoint.cfg.policy.noise_scheduler}
     with pytest.raises(RuntimeError, match=r"DiffusionTransformerHybridImagePolicy.*No module.*real-stanford"):
-        build_policy(checkpoint)
+        create_policy(checkpoint)
 
 
 def test_the_reference_stands_in_when_the_package_cannot_be_imported(

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bacinfer.policies import diffusion_policy, load_policy, read_checkpoint
 from bacinfer.policies.checkpoint import Checkpoint, build_policy, create_policy, write_checkpoint
-from bacinfer.policies.configuration import require_known_policy
+from bacinfer.policies.configuration import least_weights, require_known_policy
 from tiny_policies import fitted_normalizer, tiny_config, write_tiny_checkpoint
 
 
@@ -127,6 +127,7 @@ def test_a_target_hidden_in_a_list_is_found(marker: Path) -> None:
         create_policy(checkpoint)
 
 
+HYBRID = "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy"
 VISION = "diffusion_policy.model.vision."
 MODEL = {"_target_": "diffusion_policy.model.diffusion.transformer_for_diffusion.TransformerForDiffusion"}
 
@@ -181,7 +182,8 @@ def test_known_classes_are_built_at_their_place_only(key: str, value: Any) -> No
         ("horizon", [10**9, False]),
         ("obs_dim", [10**9, 0]),
         ("noise_scheduler.steps_offset", [10**30]),
-        ("shape_meta.obs.camera.shape", [[3, 10**9, 10**9]]),
+        ("shape_meta.obs.camera", [{"type": "rgb", "shape": [3, 4000, 4000]}, {"shape": [4000, 4000]}, {"shape": "a"}]),
+        ("shape_meta.obs.camera.shape", [[3, 10**9, 10**9], [-1]]),
     ],
 )
 def test_sizes_beyond_those_of_policies_are_refused(key: str, values: list[Any]) -> None:
@@ -194,18 +196,37 @@ def test_sizes_beyond_those_of_policies_are_refused(key: str, values: list[Any])
 
 def test_a_policy_has_few_cameras_and_settings() -> None:
     cameras = {f"camera{i}": {"shape": [3, 84, 84], "type": "rgb"} for i in range(20)}
-    with pytest.raises(ValueError, match="20 cameras, expected up to 8"):
+    with pytest.raises(ValueError, match=r"cfg\.policy\.shape_meta\.obs has 20 entries, 20 of them cameras"):
         create_policy(changed("policy.shape_meta", {"obs": cameras}))
     with pytest.raises(ValueError, match=r"cfg\.policy\.shape_meta\.obs has 1000 entries"):
         create_policy(changed("policy.shape_meta", {"obs": {f"o{i}": {"shape": [2]} for i in range(1000)}}))
 
 
-def test_a_model_is_not_built_before_the_file_has_the_weights_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({"n_emb": 16384}, 6_442_450_944),
+        ({"n_emb": 16384, "n_layer": 1}, 3_221_225_472),
+        ({"n_emb": 512, "n_cond_layers": 256}, 811_597_824),
+    ],
+)
+def test_a_model_is_not_built_before_the_file_has_the_weights_for_it(
+    settings: dict[str, int], needed: int, tmp_path: Path
+) -> None:
     cfg = tiny_config()
-    cfg.policy.model.n_emb = 16384
+    cfg.policy.model.update(settings)
     path = save(tmp_path / "a.ckpt", cfg=cfg, state_dicts={"ema_model": {"model.head.weight": torch.zeros(10)}})
-    with pytest.raises(ValueError, match=r"a\.ckpt: cfg\.policy asks for 6,442,450,944 weights or more, there are 10"):
+    with pytest.raises(ValueError, match=rf"a\.ckpt: cfg\.policy asks for {needed:,} weights or more, there are 10"):
         load_policy(path)
+
+
+def test_settings_left_out_or_of_another_policy_do_not_hide_a_large_model() -> None:
+    lowdim, transformer = dict(tiny_config().policy), {**MODEL, "n_emb": 16384}
+    assert least_weights({**lowdim, "model": transformer}) >= 12 * 8 * 16384**2
+    hidden = {"_target_": HYBRID, "n_emb": 16384, "model": {"n_emb": 2, "n_layer": 1}}
+    assert least_weights(hidden) >= 12 * 8 * 16384**2
+    with pytest.raises(ValueError, match=r"cfg\.policy\.model\._target_"):
+        require_known_policy({"_target_": HYBRID, "model": MODEL})
 
 
 def test_sizes_of_published_policies_are_within_the_bounds() -> None:
@@ -215,7 +236,7 @@ def test_sizes_of_published_policies_are_within_the_bounds() -> None:
     require_known_policy(settings)
     camera = {"shape": [3, 240, 320], "type": "rgb"}
     image = {
-        "_target_": next(name for name in diffusion_policy.CLASSES["policy",] if "hybrid_image" in name),
+        "_target_": HYBRID,
         "shape_meta": {
             "obs": {"camera_0": camera, "camera_1": camera, "pose": {"shape": [9]}},
             "action": {"shape": [10]},

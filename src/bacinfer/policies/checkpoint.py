@@ -118,7 +118,7 @@ def _load_data(path: Path) -> Any:
     return payload
 
 
-_GLOBALS = {**safe_pickle.TENSOR_GLOBALS, **safe_pickle.ARRAY_GLOBALS, **configuration.CONFIG_GLOBALS}
+_GLOBALS = {**configuration.CONFIG_GLOBALS, **safe_pickle.TENSOR_GLOBALS, **safe_pickle.ARRAY_GLOBALS}
 
 
 def write_checkpoint(

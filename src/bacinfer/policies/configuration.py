@@ -6,6 +6,7 @@ records, and turned into a new configuration.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,7 +38,10 @@ class MetadataRecord(Record):
     """What OmegaConf knows of the types of a structured configuration; checkpoints have none."""
 
 
-_TYPES = ("bool", "int", "float", "complex", "str", "bytes", "list", "tuple", "dict", "set", "frozenset", "long")
+_TYPES = (
+    *("bool", "int", "float", "complex", "str", "bytes", "list", "tuple", "dict", "set", "frozenset"),
+    *("long", "unicode"),  # what protocol 2 calls int and str
+)
 
 
 def _mention_type(name: str) -> Mentioned:
@@ -179,9 +183,11 @@ _SIZES = {
     "num_inference_steps": (1, 10_000),
 }
 _OPTIONAL = ("n_obs_steps", "num_inference_steps")  # null: as many as the horizon, as in training
-_MOST_ELSEWHERE = 2**12  # of whole numbers of other names, such as the sizes of pictures
+_MOST_ELSEWHERE = 2**12  # of a whole number of another name
 _MOST_IN_A_SECTION = 64  # settings, observations
 _MOST_CAMERAS = 8  # each has a ResNet of its own; published policies have up to 4
+_MOST_PIXELS = 2**23  # of a camera, in all colours
+_MOST_NUMBERS = 2**12  # of another observation, or an action
 
 
 def require_known_policy(settings: Mapping[str, Any]) -> None:
@@ -190,21 +196,40 @@ def require_known_policy(settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names the entry that does not.
     """
-    entries = list(_entries(settings, ("policy",)))
-    for keys, value in entries:
-        _require_known(str(keys[-1]), keys, value)
-    cameras = sum(keys[-1] == "type" and value == "rgb" for keys, value in entries)
-    if cameras > _MOST_CAMERAS:
-        raise ValueError(f"cfg.policy has {cameras} cameras, expected up to {_MOST_CAMERAS}")
+    parts = {("policy", part): classes for part, classes in _parts(settings).items()}
+    known = {("policy",): tuple(diffusion_policy.POLICIES)} | parts
+    for keys, value in _entries(settings, ("policy",)):
+        name = str(keys[-1])
+        if name == "_target_" and value not in known.get(keys[:-1], ()):
+            raise ValueError(
+                f"{_name(keys)} asks to call {shorten(repr(value))}, which is no part of a transformer policy"
+            )
+        if name.startswith("_") and name != "_target_":
+            raise ValueError(f"{_name(keys)} would change how the policy is built")
+        if isinstance(value, dict):
+            _require_small_section(keys, value)
+        _require_size(name, keys, value)
 
 
-def _require_known(name: str, keys: Keys, value: Any) -> None:
-    if name == "_target_" and value not in diffusion_policy.CLASSES.get(keys[:-1], ()):
-        raise ValueError(f"{_name(keys)} asks to call {shorten(repr(value))}, which is no part of a transformer policy")
-    if name.startswith("_") and name != "_target_":
-        raise ValueError(f"{_name(keys)} would change how the policy is built")
-    if isinstance(value, dict) and len(value) > _MOST_IN_A_SECTION:
-        raise ValueError(f"{_name(keys)} has {len(value)} entries, expected up to {_MOST_IN_A_SECTION}")
+def _parts(settings: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]]:
+    """The parts of a known policy, with the classes that they may have."""
+    policies = diffusion_policy.POLICIES.items()
+    return next((parts for policy, parts in policies if policy == settings["_target_"]), {})
+
+
+def _require_small_section(keys: Keys, section: Mapping[Any, Any]) -> None:
+    cameras = sum(isinstance(entry, dict) and entry.get("type") == "rgb" for entry in section.values())
+    if len(section) > _MOST_IN_A_SECTION or cameras > _MOST_CAMERAS:
+        raise ValueError(
+            f"{_name(keys)} has {len(section)} entries, {cameras} of them cameras, expected up to "
+            f"{_MOST_IN_A_SECTION} and {_MOST_CAMERAS}"
+        )
+    shape, most = section.get("shape", []), _MOST_PIXELS if section.get("type") == "rgb" else _MOST_NUMBERS
+    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape) or math.prod(shape) > most:
+        raise ValueError(f"{_name(keys)}.shape is {shorten(shape)}, expected up to {most} numbers in all")
+
+
+def _require_size(name: str, keys: Keys, value: Any) -> None:
     if name in _SIZES and not (value is None and name in _OPTIONAL):
         least, most = _SIZES[name]
         if type(value) is not int or not least <= value <= most:
@@ -222,6 +247,9 @@ def _entries(node: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
 
 
 def least_weights(settings: Mapping[str, Any]) -> int:
-    """How many weights a policy of such settings has, or more: those of its layers' attention and feed-forward."""
-    model = settings["model"] if isinstance(settings.get("model"), dict) else settings
-    return 12 * model.get("n_layer", 0) * model.get("n_emb", 0) ** 2
+    """How many weights a known policy of such settings has at least: its layers' attention and feed-forward."""
+    model = settings.get("model") if "model" in _parts(settings) else settings
+    if not isinstance(model, dict):
+        return 0
+    layers = model.get("n_layer", 8) + (model.get("n_cond_layers", 0) if model.get("time_as_cond", True) else 0)
+    return 12 * layers * model.get("n_emb", 256) ** 2  # the classes' own defaults are these or larger

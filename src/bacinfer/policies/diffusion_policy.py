@@ -10,22 +10,22 @@ INSTALL_HINT = (
     "without it, only its low-dimensional transformer policy can be loaded"
 )
 
-_POLICY = "diffusion_policy.policy."
-_SCHEDULER = "diffusers.schedulers."
+_LOWDIM = "diffusion_policy.policy.diffusion_transformer_lowdim_policy.DiffusionTransformerLowdimPolicy"
+_IMAGE = "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy"
+_TRANSFORMER = "diffusion_policy.model.diffusion.transformer_for_diffusion.TransformerForDiffusion"
+_SCHEDULERS = (
+    "diffusers.schedulers.scheduling_ddpm.DDPMScheduler",
+    "diffusers.schedulers.scheduling_ddim.DDIMScheduler",
+)
 
-CLASSES: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("policy",): (
-        _POLICY + "diffusion_transformer_lowdim_policy.DiffusionTransformerLowdimPolicy",
-        _POLICY + "diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy",
-    ),
-    ("policy", "model"): ("diffusion_policy.model.diffusion.transformer_for_diffusion.TransformerForDiffusion",),
-    ("policy", "noise_scheduler"): (
-        _SCHEDULER + "scheduling_ddpm.DDPMScheduler",
-        _SCHEDULER + "scheduling_ddim.DDIMScheduler",
-    ),
+POLICIES: dict[str, dict[str, tuple[str, ...]]] = {
+    _LOWDIM: {"model": (_TRANSFORMER,), "noise_scheduler": _SCHEDULERS},
+    _IMAGE: {"noise_scheduler": _SCHEDULERS},
 }
-"""What the configuration of a checkpoint may build at which place, without being trusted: what the transformer policies
-that Diffusion Policy published are made of. Its other functions can do more than build: one downloads weights."""
+"""The classes of the transformer policies that Diffusion Policy published, and those of their parts.
+
+The configuration of a checkpoint may name them without being trusted. Other functions of the package can do more than
+build: one downloads weights."""
 
 
 def find(target: str) -> Any:

@@ -35,6 +35,7 @@ steps of the human demonstrations. Half of the steps are within 1.5e-5 px of tha
 """
 
 MAX_STEPS = 300
+AN_INSTANT = 1e-9
 VIDEO_SIZE = 384
 
 
@@ -94,11 +95,10 @@ def make_env() -> Any:
 def draw_state(env: Any, state: NDArray[np.floating]) -> Frame:
     """What gym-pusht's own observation of pixels shows in a state (pusher x, y, block x, y, block angle)."""
     *positions, angle = map(float, state)
-    env.agent.position = positions[:2]
+    env.agent.position, env.agent.velocity = positions[:2], (0, 0)
     env.block.angle = angle  # first: it turns the block about its centre of gravity
-    env.block.position = positions[2:]
-    for body in (env.agent, env.block):
-        env.space.reindex_shapes_for_body(body)
+    env.block.position, env.block.velocity, env.block.angular_velocity = positions[2:], (0, 0), 0
+    env.space.step(AN_INSTANT)  # finds the contacts, which are drawn
     return env._render()
 
 

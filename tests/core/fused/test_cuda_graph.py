@@ -3,9 +3,10 @@ runs again, on the very same memory. On a machine with CUDA, the real ones as we
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from bacinfer import FastDiffusionPolicy
 from bacinfer.core.engines.fused import engine
-from core.fused.fused_helpers import act, act_with, apply_cache, make_policy, remove_cache
+from core.fused.fused_helpers import act, assert_agree, make_policy, remove_cache, with_cache
 from tiny_policies import VARIANTS, observations
 
 
@@ -69,36 +70,52 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[StandInGraph]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_replays_equal_the_eager_engine(variant: str, graphs: list[StandInGraph]) -> None:
     policy = make_policy(variant)
-    cached = apply_cache(copy.deepcopy(policy), cache_threshold=3, engine="cuda_graph")
+    cached, eager = (with_cache(policy, engine, cache_threshold=3) for engine in ("cuda_graph", "eager"))
     for seed in (1, 2, 3):  # other noise in the same graph
-        expected = act(apply_cache(copy.deepcopy(policy), cache_threshold=3, engine="eager"), seed=seed)
-        torch.testing.assert_close(act(cached, seed=seed), expected, rtol=0, atol=1e-5)
+        assert_agree(act(cached, seed=seed), eager, partial(act, seed=seed))
     assert [graph.replays for graph in graphs] == [1, 3]  # that of the comparison with the plain policy, and its own
 
 
 def test_other_observations_in_the_same_graph(graphs: list[StandInGraph]) -> None:
     policy = make_policy()
-    cached = apply_cache(copy.deepcopy(policy), cache_threshold=3, engine="cuda_graph")
+    cached, eager = (with_cache(policy, engine, cache_threshold=3) for engine in ("cuda_graph", "eager"))
     act(cached)
-    other = {"obs": 512 - observations(3)["obs"]}
-    eager = apply_cache(policy, cache_threshold=3, engine="eager")
-    results = []
-    for either in (cached, eager):
+
+    def act_on_others(policy: Any) -> torch.Tensor:
         torch.manual_seed(4)
         with torch.no_grad():
-            results.append(either.predict_action(other)["action"])
-    torch.testing.assert_close(*results, rtol=0, atol=1e-5)
+            return policy.predict_action({"obs": 512 - observations(3)["obs"]})["action"]
+
+    assert_agree(act_on_others(cached), eager, act_on_others)
 
 
 def test_a_small_cache_of_graphs(graphs: list[StandInGraph]) -> None:
     policy = make_policy()
-    cached = apply_cache(copy.deepcopy(policy), cache_threshold=3, engine="cuda_graph")
+    cached, eager = (with_cache(policy, engine, cache_threshold=3) for engine in ("cuda_graph", "eager"))
     for batch in (1, 2, 1, 2, 3):
-        expected = act_with(policy, "eager", batch, cache_threshold=3)
-        torch.testing.assert_close(act(cached, batch), expected, rtol=0, atol=1e-5)
+        assert_agree(act(cached, batch), eager, partial(act, batch=batch))
     assert len(graphs) == 1 + 3  # one comparison, one graph a batch size
     assert FastDiffusionPolicy.summary(cached).engine == "cuda_graph"
     assert torch.equal(act(remove_cache(cached)), act(policy))
+
+
+def test_an_empty_batch_needs_no_graph(graphs: list[StandInGraph]) -> None:
+    policy = make_policy()
+    cached = with_cache(policy, "cuda_graph", cache_threshold=3)
+    assert act(cached, batch=0).shape == act(policy, batch=0).shape
+    assert not graphs
+
+
+def test_no_action_of_a_graph_is_finite_where_the_plain_policys_is_not(graphs: list[StandInGraph]) -> None:
+    policy = make_policy()
+    cached = with_cache(policy, "cuda_graph", cache_threshold=3)
+    act(cached)
+    for value in (1e30, math.nan):
+        obs = observations(3)["obs"]
+        obs[1] = value
+        with torch.no_grad():
+            for either in (policy, cached):
+                assert not either.predict_action({"obs": obs})["action"][1].isfinite().any()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -107,12 +124,12 @@ def test_on_cuda(variant: str) -> None:
     policy = make_policy(variant).cuda()
     obs = {"obs": observations(3)["obs"].cuda()}
 
-    def on_cuda(engine: str) -> torch.Tensor:
-        cached = apply_cache(copy.deepcopy(policy), cache_threshold=3, engine=engine)
+    def act_on_cuda(policy: Any) -> torch.Tensor:
         for _ in range(2):
             torch.manual_seed(1)
             with torch.no_grad():
-                result = cached.predict_action(obs)["action_pred"]
+                result = policy.predict_action(obs)["action_pred"]
         return result
 
-    torch.testing.assert_close(on_cuda("cuda_graph"), on_cuda("eager"), rtol=0, atol=1e-4)
+    cached, eager = (with_cache(policy, engine, cache_threshold=3) for engine in ("cuda_graph", "eager"))
+    assert_agree(act_on_cuda(cached), eager, act_on_cuda)

@@ -111,7 +111,16 @@ class Buffers:
         self.trajectory.copy_(torch.randn(given.shape, dtype=given.dtype, device=given.device, generator=generator))
         for noise in self.noise:
             torch.randn(noise.shape, dtype=noise.dtype, device=noise.device, generator=generator, out=noise)
-        self.given.copy_(given)
+        self.given.copy_(self._small_enough(given))
         self.is_given.copy_(call.is_given)
         if self.condition is not None and call.condition is not None:
-            self.condition.copy_(call.condition)
+            self.condition.copy_(self._small_enough(call.condition))
+
+    def _small_enough(self, x: Tensor) -> Tensor:
+        """x, but no number where the products of the plain policy might overflow.
+
+        Programs group products otherwise, and keep a part of halves' in single precision: so they might not overflow
+        there, and make a finite action of what the plain policy makes none of.
+        """
+        largest = torch.finfo(self.residuals.dtype).max ** 0.75  # which leaves 16 (halves) or 4e9 for the weights
+        return torch.where(x.abs() < largest, x, torch.nan)

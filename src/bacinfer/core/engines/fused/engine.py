@@ -147,7 +147,7 @@ class _Loop(Patch):
     ) -> Tensor:
         call = SamplingCall(condition_data, condition_mask, cond, generator, step_arguments)
         trajectory = self.engine.trajectory
-        if not trajectory.is_running or trajectory.observer is not None:
+        if not trajectory.is_running or trajectory.observer is not None or len(condition_data) == 0:
             return self.call_original(call)
         return self.engine.sample(self, call)
 

@@ -10,10 +10,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <future>
 #include <memory>
+#include <sstream>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -112,6 +115,35 @@ struct Program {
 
 int32_t panel_width() { return PANEL; }
 
+// The structs as this compiler lays them out, a line each: name, size, fields with their offsets.
+const char* structs() {
+#define STRUCT(type) #type " " << sizeof(type)
+#define AT(type, field) " " #field " " << offsetof(type, field)
+    static const std::string text = [] {
+        std::ostringstream out;
+        out << STRUCT(Norm) << AT(Norm, weight) << AT(Norm, bias) << AT(Norm, epsilon) << "\n";
+        out << STRUCT(Affine) << AT(Affine, panels) << AT(Affine, in) << AT(Affine, out) << "\n";
+        out << STRUCT(Block) << AT(Block, kind) << AT(Block, activation) << AT(Block, norm) << AT(Block, first)
+            << AT(Block, second) << AT(Block, query) << AT(Block, query_bias) << AT(Block, out) << AT(Block, out_bias)
+            << AT(Block, mask) << AT(Block, vectors) << AT(Block, offset) << "\n";
+        out << STRUCT(Instruction) << AT(Instruction, operation) << AT(Instruction, first) << AT(Instruction, last)
+            << AT(Instruction, count) << AT(Instruction, coefficients) << AT(Instruction, source)
+            << AT(Instruction, offset) << "\n";
+        out << STRUCT(Program) << AT(Program, batch) << AT(Program, rows) << AT(Program, horizon)
+            << AT(Program, trajectory_width) << AT(Program, width) << AT(Program, hidden_width) << AT(Program, heads)
+            << AT(Program, condition_tokens) << AT(Program, clip) << AT(Program, x) << AT(Program, embedded)
+            << AT(Program, tokens) << AT(Program, residuals) << AT(Program, total) << AT(Program, qkv)
+            << AT(Program, mixed) << AT(Program, hidden) << AT(Program, output) << AT(Program, given)
+            << AT(Program, is_given) << AT(Program, input) << AT(Program, head) << AT(Program, stack_norm)
+            << AT(Program, final_norm) << AT(Program, blocks) << AT(Program, num_blocks) << AT(Program, instructions)
+            << AT(Program, num_instructions) << "\n";
+        return out.str();
+    }();
+    return text.c_str();
+#undef STRUCT
+#undef AT
+}
+
 }  // extern "C"
 
 namespace {
@@ -134,12 +166,14 @@ inline float sum(Vec v) {
     return total;
 }
 
-inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
-inline Vec minimum(Vec a, Vec b) { return a < b ? a : b; }
+// Where x is no number, the result is none.
+inline Vec at_least(float bound, Vec x) { return bound > x ? splat(bound) : x; }
 
-// To within 2 units in the last place: 2^n times a polynomial of the rest (Cephes' expf).
+constexpr float LOWEST_EXPONENT = -87.3f;  // of a normal number
+
+// Of x <= 88, to within 2 units in the last place: 2^n times a polynomial of the rest (Cephes' expf). Numbers only.
 inline Vec exponential(Vec x) {
-    x = minimum(maximum(x, splat(-87.3f)), splat(88.0f));
+    x = at_least(LOWEST_EXPONENT, x);
     const Vec shifted = x * 1.44269504f + 12582912.0f;  // its low bits are the nearest integer
     const Vec n = shifted - 12582912.0f;
     const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -155,7 +189,7 @@ inline Vec exponential(Vec x) {
 
 // x Phi(x), with the error function to within 1.5e-7 (Abramowitz and Stegun, 7.1.26).
 inline Vec gelu(Vec x) {
-    const Vec z = maximum(x, -x) * 0.70710678f;
+    const Vec z = (x > -x ? x : -x) * 0.70710678f;
     const Vec t = 1.0f / (1.0f + 0.3275911f * z);
     Vec p = splat(1.061405429f);
     p = p * t - 1.453152027f;
@@ -166,7 +200,7 @@ inline Vec gelu(Vec x) {
     return x * (x > 0.0f ? 1.0f - tail : tail);
 }
 
-inline Vec activate(Vec x, int32_t activation) { return activation == GELU ? gelu(x) : maximum(x, splat(0.0f)); }
+inline Vec activate(Vec x, int32_t activation) { return activation == GELU ? gelu(x) : at_least(0.0f, x); }
 
 // Calls f(i) for the vectors of [0, n) and g(i) for the rest.
 template <class F, class G>
@@ -200,13 +234,17 @@ void normalise(float* y, const float* x, const Norm& norm, int64_t n) {
     rest = 0;
     each(n, [&](int64_t i) { const Vec d = load(x + i) - mean; total += d * d; },
          [&](int64_t i) { rest += (x[i] - mean) * (x[i] - mean); });
-    const float scale = 1.0f / std::sqrt((sum(total) + rest) / n + norm.epsilon);
+    const float variance = (sum(total) + rest) / n;
+    // PyTorch's result is no number where its squares of parts' means overflow; zeros, which an infinite variance would
+    // make here, are never right. All of these squares are below 4 times the sum of squares.
+    const bool overflows = !std::isfinite(4 * n * (variance + mean * mean));
+    const float scale = overflows ? NAN : 1.0f / std::sqrt(variance + norm.epsilon);
     each(n,
          [&](int64_t i) { store(y + i, (load(x + i) - mean) * scale * load(norm.weight + i) + load(norm.bias + i)); },
          [&](int64_t i) { y[i] = (x[i] - mean) * scale * norm.weight[i] + norm.bias[i]; });
 }
 
-// exp(x - max), in place; returns its sum.
+// exp(x - max), in place; returns its sum, which is no number if one of x is none. Nothing is left of what is masked.
 inline float exponentials(float* x, int64_t n, int64_t stride = 1) {
     float highest = -INFINITY, total = 0;
     for (int64_t i = 0; i < n; i++) highest = std::max(highest, x[i * stride]);
@@ -214,7 +252,8 @@ inline float exponentials(float* x, int64_t n, int64_t stride = 1) {
         const int64_t count = std::min<int64_t>(LANES, n - i);
         Vec v = splat(-INFINITY);
         for (int64_t j = 0; j < count; j++) v[j] = x[(i + j) * stride] - highest;
-        v = exponential(v);
+        const Vec powers = exponential(v);
+        v = v < LOWEST_EXPONENT ? Vec{} : v == v ? powers : v;
         for (int64_t j = 0; j < count; j++) total += x[(i + j) * stride] = v[j];
     }
     return total;
@@ -401,7 +440,7 @@ struct Member {
             float* mixed = p.mixed + (entry * N + i) * D + head * head_width;
             std::fill(mixed, mixed + head_width, 0.0f);
             for (int64_t j = 0; j < N; j++)
-                if (scores[j] != 0.0f) add_scaled(mixed, qkv + j * 3 * D + 2 * D, scores[j] * inverse, head_width);
+                add_scaled(mixed, qkv + j * 3 * D + 2 * D, scores[j] * inverse, head_width);
         }
     }
 

@@ -1,6 +1,6 @@
 """Runs a program in compiled code (`native.cpp`), in single precision on the CPU.
 
-The structs mirror those of the C++ source, in their order.
+The structs mirror those of the C++ source, in their order; before anything runs, their layouts are compared.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Norm(ctypes.Structure):
 
 
 class _Affine(ctypes.Structure):
-    _fields_ = (("panels", c_void_p), ("in_width", c_int32), ("out_width", c_int32))
+    _fields_ = (("panels", c_void_p), ("in", c_int32), ("out", c_int32))
 
 
 class _Block(ctypes.Structure):
@@ -78,6 +78,8 @@ class _Program(ctypes.Structure):
     )
 
 
+_STRUCTS: tuple[type[ctypes.Structure], ...] = (_Norm, _Affine, _Block, _Instruction, _Program)
+
 _KINDS = (SelfAttention, CrossAttention, FeedForward)
 _OPERATIONS: tuple[Any, ...] = (
     *(Paint, SetTimeToken, Embed, AddResiduals, StoreTotal, AddTotal),
@@ -96,6 +98,7 @@ class NativeProgram:
     def __init__(self, program: Program) -> None:
         _check(program)
         self._library = native_library()
+        _check_structs(self._library)
         self.program = program
         self._kept: list[Any] = []  # what the structs point to
         self._struct = self._encode()
@@ -204,6 +207,17 @@ class NativeProgram:
                 "source": None if draw is None else self._pointer(buffers.noise[draw]),
             }
         return {}
+
+
+def _check_structs(library: ctypes.CDLL) -> None:
+    """Raises NativeUnavailableError unless every struct has the same size, fields and offsets in compiled code."""
+    library.structs.restype = ctypes.c_char_p
+    compiled = library.structs().decode().splitlines()
+    for struct, found in zip(_STRUCTS, compiled, strict=True):
+        fields = [f"{name} {getattr(struct, name).offset}" for name, *_ in struct._fields_]
+        expected = " ".join([struct.__name__.strip("_"), str(ctypes.sizeof(struct)), *fields])
+        if found != expected:
+            raise NativeUnavailableError(f"native.cpp has the struct {found!r}, where native.py has {expected!r}")
 
 
 def _check(program: Program) -> None:

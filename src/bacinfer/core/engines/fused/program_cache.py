@@ -170,9 +170,10 @@ def compare(
         dtype: Of the program's products.
         make_runner: The program of `num_steps` steps for a call like this one.
     """
+    given = call.given.nan_to_num().clamp(-_FAR, _FAR)
     condition = None if call.condition is None else call.condition.nan_to_num().clamp(-_FAR, _FAR)
     generator = torch.Generator(call.given.device)
-    call = replace(call, condition=condition, generator=generator.manual_seed(0))
+    call = replace(call, given=given, condition=condition, generator=generator.manual_seed(0))
     K = policy.num_inference_steps
     try:
         policy.num_inference_steps = num_steps
