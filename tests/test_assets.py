@@ -111,14 +111,14 @@ def test_processes_that_write_at_once_lose_nothing(steps_dir: Path) -> None:
         first = int(sys.argv[1])
         print("ready", flush=True)
         input()
-        for M in range(first, first + 12):
+        for M in range(first, first + 8):
             schedule = assets.StoredSchedule("l1", M, 99, {{"block": list(range(M))}})
             assets.write_schedules({str(steps_dir)!r}, [schedule])
     """)
     command = [sys.executable, "-c", code]
     writers = [
         subprocess.Popen([*command, first], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for first in ("1", "31", "61")
+        for first in ("1", "31")
     ]
     for writer in writers:
         assert writer.stdout is not None
@@ -131,7 +131,7 @@ def test_processes_that_write_at_once_lose_nothing(steps_dir: Path) -> None:
         writer.communicate()
         assert writer.returncode == 0
     found = [M for _, M in assets.available_schedules(steps_dir)]
-    assert found == [*range(1, 13), *range(31, 43), *range(61, 73)]
+    assert found == [*range(1, 9), *range(31, 39)]
 
 
 # -- block errors ----------------------------------------------------------------------------------------------------
