@@ -109,8 +109,10 @@ def read_steps(path: str | Path) -> tuple[list[int], int | None]:
     steps = read_pickle(path)
     if isinstance(steps, np.ndarray):
         steps = steps.tolist()
-    if not isinstance(steps, (list, tuple)) or not all(type(s) is int or isinstance(s, np.integer) for s in steps):
+    if not isinstance(steps, (list, tuple)):
         raise ValueError(f"{path}: expected a list of update steps, found {describe(steps)}")
+    if not all(type(s) is int or isinstance(s, np.integer) for s in steps):
+        raise ValueError(f"{path}: update steps must be integers, found {describe(steps)}")
     return [int(s) for s in steps], _recorded_num_steps(path.with_suffix(".json"))
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from bacinfer import assets, bacinfer_files
 from bacinfer.analysis.block_selection import write_selections
 from bacinfer.analysis.block_statistics import BlockStatistics
+from bacinfer.analysis.find_plan import Schedules, find_schedules
 from bacinfer.analysis.plots import plot_schedules, plot_similarities
 from bacinfer.analysis.residuals import (
     noise_seed,
@@ -26,14 +27,11 @@ from bacinfer.analysis.residuals import (
     write_recording,
 )
 from bacinfer.analysis.similarity import find_metric
-from bacinfer.analysis.update_steps import check_budgets, optimal_update_steps
+from bacinfer.analysis.update_steps import check_budgets
 from bacinfer.core.blocks import find_blocks
-from bacinfer.core.schedule import CacheSchedule
 from bacinfer.tasks import Task
 
 DEFAULT_BUDGETS = (5, 8, 10, 20)
-
-Schedules = dict[str, dict[int, CacheSchedule]]  # metric, then M
 
 
 @dataclass(frozen=True)
@@ -127,28 +125,6 @@ def _resume(
         return BlockStatistics(all_metrics), []
     _say(f"using {path}, which has demos {done} (--force_recompute records them again)")
     return statistics, done
-
-
-def find_schedules(statistics: BlockStatistics, metrics: Iterable[str], budgets: Sequence[int]) -> Schedules:
-    """The schedule of all blocks for every metric and budget, without bubbling union.
-
-    Raises:
-        ValueError: if a budget is not in 1..K.
-    """
-    schedules: Schedules = {}
-    for metric in metrics:
-        maximise = find_metric(metric).maximise
-        matrices = statistics.matrices(metric)
-        found = {b: optimal_update_steps(s, budgets, maximise=maximise) for b, s in matrices.items()}
-        schedules[metric] = {
-            budget: CacheSchedule(
-                len(next(iter(matrices.values()))),
-                {block: steps[budget] for block, steps in found.items()},
-                f"optimal {metric}, M = {budget}",
-            )
-            for budget in budgets
-        }
-    return schedules
 
 
 def write_schedules(run: assets.RunAssets, schedules: Schedules, *, bacinfer_files_too: bool = False) -> None:
