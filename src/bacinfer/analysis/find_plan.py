@@ -61,7 +61,7 @@ def find_plan(
     with left_as_found(policy):
         seen = tqdm(observations, desc="recording the policy", unit="observation")
         for recording in record_all(policy, seen, noise_seed):
-            statistics.add(recording.residuals, recording.block_keys)
+            statistics.add(recording.residuals)
         if statistics.num_observations == 0:
             raise ValueError("there are no observations to find a plan at: give at least one")
         schedule = find_schedules(statistics, [metric], [M])[metric][M]
@@ -80,11 +80,11 @@ def find_schedules(statistics: BlockStatistics, metrics: Iterable[str], budgets:
     for metric in metrics:
         maximise = find_metric(metric).maximise
         matrices = statistics.matrices(metric)
-        found = {m: optimal_update_steps(s, budgets, maximise=maximise) for m, s in matrices.items()}
+        found = {b: optimal_update_steps(s, budgets, maximise=maximise) for b, s in matrices.items()}
         schedules[metric] = {
             budget: CacheSchedule(
                 len(next(iter(matrices.values()))),
-                {statistics.block_keys[module]: steps[budget] for module, steps in found.items()},
+                {block: steps[budget] for block, steps in found.items()},
                 f"optimal {metric}, M = {budget}",
             )
             for budget in budgets

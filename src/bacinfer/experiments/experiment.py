@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from bacinfer.analysis.residuals import file_digest
-from bacinfer.assets import RunAssets, check_path, write_json
+from bacinfer.assets import RunAssets
 from bacinfer.core.engines import AUTO
 from bacinfer.experiments.evaluation import calibration_observations, evaluate
 from bacinfer.experiments.method import PLAIN, Method
@@ -29,6 +29,7 @@ from bacinfer.experiments.run_files import (
     write_results,
 )
 from bacinfer.experiments.store import ROW_FILE, ResultsStore, Row, run_directory
+from bacinfer.files import check_path, write_json
 from bacinfer.measurement.action_error import normalised_actions, rms_difference
 from bacinfer.policies import build_policy, read_checkpoint
 from bacinfer.policies.device import check_device

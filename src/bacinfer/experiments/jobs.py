@@ -8,11 +8,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bacinfer.assets import read_json
 from bacinfer.experiments.experiment import Attempts, Experiment
 from bacinfer.experiments.method import Method
 from bacinfer.experiments.run_files import LOG_FILE, copy_results
 from bacinfer.experiments.store import Row
+from bacinfer.files import read_json
 from bacinfer.tasks.checkpoints import ASSETS_ROOT, find_checkpoint, shipped_checkpoint, training_directories
 from bacinfer.tasks.table import TaskInfo
 
