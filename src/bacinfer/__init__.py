@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bacinfer._installation import __version__  # first: it refuses systems that are not supported
 from bacinfer.analysis.find_plan import find_plan
 from bacinfer.core.apply import apply, refresh, remove, summary
 from bacinfer.core.blocks import ResidualBlock, register_layer, unregister_layer
@@ -41,8 +41,6 @@ __all__ = [
     "summary",
     "unregister_layer",
 ]
-
-__version__ = version("bacinfer")
 
 
 def load_policy(checkpoint: str | Path, device: str | torch.device = "cpu", *, trust_checkpoint: bool = False) -> Any:

@@ -24,7 +24,7 @@ from bacinfer.report.table import format_methods
 from bacinfer.report.video import write_side_by_side
 from bacinfer.tasks import make_task
 
-SHIPPED_CHECKPOINT = "assets/pusht/pusht_transformer.ckpt"
+SHIPPED_CHECKPOINT = Path(__file__).with_name("pusht_transformer.ckpt")  # the one in assets/
 METRIC = "cosine"
 METHODS = parse_methods("plain,uniform:20,bac:20:5,bac:10:5")  # the plain policy first, BAC last
 
