@@ -27,7 +27,7 @@ from bacinfer.policies import Checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.reference import LinearNormalizer
 from bacinfer.report.table import format_table
-from bacinfer.training.train import read_config
+from bacinfer.training.configuration import read_config
 
 STEPS_DIR = "assets/pusht/original/optimal_steps/cosine"
 NUM_CACHES, NUM_BU_BLOCKS, METRIC = 10, 5, "cosine"

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bacinfer.policies.reference import STAND_INS, DiffusionTransformerHybridImagePolicy, LinearNormalizer
-from bacinfer.training.train import read_config
+from bacinfer.training.configuration import read_config
 from tiny_policies import K
 
 TINY = [

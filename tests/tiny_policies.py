@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from bacinfer.policies import Checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.reference import LinearNormalizer
-from bacinfer.training.train import read_config
+from bacinfer.training.configuration import read_config
 
 K = 10
 TINY = [

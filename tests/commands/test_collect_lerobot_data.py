@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bacinfer.commands.collect_data import Collection, collect, frame_features, main
-from bacinfer.datasets.lerobot import EpisodeRecorder, LeRobotDatasetWriter
+from bacinfer.commands.collect_data import main
+from bacinfer.datasets.collection import Collection, collect
+from bacinfer.datasets.episode import EpisodeRecorder
+from bacinfer.datasets.lerobot import LeRobotDatasetWriter
+from bacinfer.datasets.rollout_recording import frame_features
 from bacinfer.policies import load_policy
 from bacinfer.tasks import PushTTask
 from datasets.lerobot_helpers import CAMERA, Frames, check_equal, commit, frames, read_dataset, rollout_frames

@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bacinfer.datasets.lerobot import EpisodeRecorder, Feature, LeRobotDatasetWriter, RecordedEpisode
+from bacinfer.datasets.episode import EpisodeRecorder, RecordedEpisode
+from bacinfer.datasets.features import Feature
+from bacinfer.datasets.lerobot import LeRobotDatasetWriter
 from bacinfer.tasks import SimulatedTask
 from bacinfer.tasks.episodes import Recorder, State
 

@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bacinfer.datasets import lerobot as lerobot_dataset
-from bacinfer.datasets.lerobot import EpisodeRecorder, Feature, LeRobotDatasetWriter, RecordedEpisode
+from bacinfer.datasets import lerobot_format
+from bacinfer.datasets.episode import EpisodeRecorder, RecordedEpisode
+from bacinfer.datasets.features import Feature
+from bacinfer.datasets.lerobot import LeRobotDatasetWriter
 from bacinfer.datasets.statistics import (
     QUANTILES,
     STATISTICS,
@@ -78,7 +80,7 @@ def test_commits_add_files_and_leave_the_others_alone(tmp_path: Path) -> None:
 
 
 def test_a_chunk_holds_a_limited_number_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lerobot_dataset, "FILES_PER_CHUNK", 2)
+    monkeypatch.setattr(lerobot_format, "FILES_PER_CHUNK", 2)
     for episode in EPISODES[:3]:
         commit(tmp_path, [episode])
     check_equal(read_dataset(tmp_path), EPISODES[:3])

@@ -24,8 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from bacinfer.policies import diffusion_policy, load_policy, read_checkpoint
 from bacinfer.policies.checkpoint import write_checkpoint
 from bacinfer.policies.reference import STAND_INS, DiffusionTransformerLowdimPolicy, LinearNormalizer
+from bacinfer.training.averaged_weights import make_ema
 from bacinfer.training.dataset import sequence_windows
-from bacinfer.training.ema import EMAModel
 from tiny_policies import VARIANTS, fitted_normalizer, observations, randomise, tiny_config
 
 
@@ -168,13 +168,14 @@ def test_normaliser() -> None:
 def test_moving_average() -> None:
     settings = {"inv_gamma": 1.0, "power": 0.75, "max_value": 0.9}
     torch.manual_seed(0)
-    model, ours, theirs = (torch.nn.Linear(3, 3) for _ in range(3))
+    model, theirs = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
     model.bias.requires_grad_(False)
-    our_ema, their_ema = EMAModel(ours, **settings), RealEMAModel(theirs, **settings)
-    for step in range(40):
+    our_ema = make_ema(theirs.parameters(), update_after_step=0, min_value=0.0, **settings)
+    their_ema = RealEMAModel(theirs, **settings)
+    for _ in range(400):
         with torch.no_grad():
             model.weight.normal_()
             model.bias.normal_()
-        our_ema.update(model, step)
+        our_ema.step(model.parameters())
         their_ema.step(model)
-        assert_equal(ours.state_dict(), theirs.state_dict())
+        torch.testing.assert_close(our_ema.shadow_params, list(theirs.parameters()), rtol=1e-5, atol=1e-6)

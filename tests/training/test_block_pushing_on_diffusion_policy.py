@@ -17,7 +17,7 @@ from bacinfer.commands import eval as evaluate
 from bacinfer.policies import Checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.reference import LinearNormalizer
-from bacinfer.training.train import read_config
+from bacinfer.training.configuration import read_config
 
 TINY = ["policy.model.n_layer=1", "policy.model.n_head=2", "policy.model.n_emb=8", "policy.num_inference_steps=5"]
 OUR_OWN = {"train_start_seed": 5000}  # of the environment: beyond the demonstrations

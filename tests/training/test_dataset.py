@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,8 +75,9 @@ def check(path: Path) -> None:
     assert batch["action"].tolist() == [[[0, 0], [1, 10]], [[4, 40], [5, 50]]]
 
 
-def test_an_npz_file(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
-    np.savez(tmp_path / "demos.npz", **arrays)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_file(arrays: dict[str, np.ndarray], tmp_path: Path, save: Any) -> None:
+    save(tmp_path / "demos.npz", **arrays)
     check(tmp_path / "demos.npz")
 
 

@@ -17,9 +17,12 @@ from bacinfer.commands.train import main
 from bacinfer.policies import load_policy, read_checkpoint
 from bacinfer.tasks import MetaWorldTask, make_task, task_name
 from bacinfer.tasks.base import Rollout
-from bacinfer.training import train
+from bacinfer.training import trainer as trainer_module
+from bacinfer.training.configuration import read_config
 from bacinfer.training.dataset import Demonstrations, read_pusht_demonstrations
-from bacinfer.training.train import Trainer, export_checkpoint, read_config
+from bacinfer.training.precision import PRECISIONS
+from bacinfer.training.trainer import Trainer
+from bacinfer.training.weights import export_checkpoint
 
 # 38 windows in batches of 8: four steps an epoch, six windows left over
 TINY = [
@@ -106,7 +109,7 @@ def test_the_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(
     steps: list[int], demonstrations: Demonstrations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rollout = Rollout({"train/mean_score": 0.5}, [], 0.0)
-    monkeypatch.setattr(train, "make_task", lambda cfg: SimpleNamespace(rollout=lambda *_: rollout))
+    monkeypatch.setattr(trainer_module, "make_task", lambda cfg: SimpleNamespace(rollout=lambda *_: rollout))
     settings = ["training.log_every=3", "training.rollout_every=1"]
     assert trainer(demonstrations, tmp_path / "whole", *settings).run()
     for number in steps:
@@ -269,7 +272,7 @@ def test_rollouts_keep_the_best_checkpoints(
             seeds_seen.append(list(seeds))
             return Rollout({"train/mean_score": next(scores)}, [], 0.0)
 
-    monkeypatch.setattr(train, "make_task", lambda cfg: FakeTask())
+    monkeypatch.setattr(trainer_module, "make_task", lambda cfg: FakeTask())
     settings = ["training.rollout_every=1", "training.rollout_episodes=2", "training.keep_best=2"]
     trainer(demonstrations, tmp_path, *settings).run()
     assert seeds_seen == [[0, 1]] * 3
@@ -286,7 +289,7 @@ def test_how_many_of_the_best_are_kept(
 ) -> None:
     scores = iter([0.25, 0.5])
     rollout = SimpleNamespace(rollout=lambda *_: Rollout({"train/mean_score": next(scores)}, [], 0.0))
-    monkeypatch.setattr(train, "make_task", lambda cfg: rollout)
+    monkeypatch.setattr(trainer_module, "make_task", lambda cfg: rollout)
     settings = ["training.rollout_every=1", f"training.keep_best={keep}", "training.num_epochs=2"]
     trainer(demonstrations, tmp_path, *settings).run()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [*kept, "latest.ckpt"]
@@ -300,7 +303,7 @@ def test_an_interval_of_nothing(name: str, demonstrations: Demonstrations, tmp_p
 
 def test_bfloat16_stays_near_single_precision(demonstrations: Demonstrations, tmp_path: Path) -> None:
     losses = []
-    for precision in train.PRECISIONS:
+    for precision in PRECISIONS:
         run = trainer(demonstrations, tmp_path / precision, f"training.precision={precision}")
         losses.append(torch.stack([run.step() for _ in range(TOTAL_STEPS)]))
         assert {parameter.dtype for parameter in run.policy.parameters()} == {torch.float32}

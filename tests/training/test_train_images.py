@@ -11,8 +11,12 @@ import torch
 
 from bacinfer.commands.train import main
 from bacinfer.policies import load_policy, read_checkpoint
+from bacinfer.training.configuration import read_config
+from bacinfer.training.demonstrations import load_demonstrations
+from bacinfer.training.normalization import fit_normalizer
 from bacinfer.training.pusht_images import ImageDemonstrations
-from bacinfer.training.train import Trainer, export_checkpoint, fit_normalizer, load_demonstrations, read_config
+from bacinfer.training.trainer import Trainer
+from bacinfer.training.weights import export_checkpoint
 
 # 10 windows in batches of 4: two steps an epoch
 TINY = [

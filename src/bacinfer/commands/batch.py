@@ -137,8 +137,8 @@ def selected_tasks(args: argparse.Namespace) -> list[TaskInfo]:
     return with_checkpoints(chosen[0] if chosen else _GROUPS[getattr(args, "task_type", None) or "all"])
 
 
-def selected_methods(batch: str, args: argparse.Namespace) -> tuple[list[Method], str]:
-    """What is evaluated, and the output directory's name in ``results/``.
+def selected_methods(batch: str, args: argparse.Namespace) -> tuple[dict[str, Method], str]:
+    """What is evaluated, by the names that the CSV file has for it, and the output directory's name in ``results/``.
 
     Raises:
         ValueError: numbers that no method can have, or a flag that has no effect.
@@ -146,20 +146,21 @@ def selected_methods(batch: str, args: argparse.Namespace) -> tuple[list[Method]
     M = args.steps
     uniform = Method("uniform", num_caches=M)
     if batch == "uniform":
-        return [uniform], f"uniform_{M}"
+        return {"Uniform": uniform}, f"uniform_{M}"
     if batch == "bac" and args.cache_mode == "threshold":
         check_effect("threshold", {name: getattr(args, name) for name in OPTIMAL_DEFAULTS}, OPTIMAL_DEFAULTS.items())
-        return [uniform], f"uniform_{M}"
+        return {"Uniform": uniform}, f"uniform_{M}"
     metric = DEFAULT_METRIC if args.metric is None else args.metric
     N = DEFAULT_BU_BLOCKS if args.num_bu_blocks is None else args.num_bu_blocks
     bac = Method("bac", num_caches=M, num_bu_blocks=N, metric=metric)
     if batch == "bac":
-        return [bac], f"bac_{metric}_{M}_bu{N}"
+        return {"BAC": bac}, f"bac_{metric}_{M}_bu{N}"
     if N < 1:
         raise ValueError(f"--num_bu_blocks {N}: without bubbling union BAC is block-wise ACS, expected at least 1")
     unified = Method("unified", num_caches=M, metric=metric)
     blockwise = Method("bac", num_caches=M, num_bu_blocks=0, metric=metric)
-    return [PLAIN, unified, blockwise, bac], f"ablation_{metric}_{M}_bu{N}"
+    methods = {"Plain": PLAIN, "Unified ACS": unified, "Block-wise ACS": blockwise, "BAC": bac}
+    return methods, f"ablation_{metric}_{M}_bu{N}"
 
 
 def run(batch: str, args: argparse.Namespace) -> int:

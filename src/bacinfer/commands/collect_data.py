@@ -1,8 +1,6 @@
 """Rollouts of a policy, plain or cached, as a LeRobot data set.
 
-The command behind ``bacinfer collect-data`` and ``scripts/collect_lerobot_data.py``. A frame is an environment step:
-what was observed, the action, and what came of it. Episodes are rolled out and committed in batches; a batch that is
-cut off is rolled out again by the next run.
+The command behind ``bacinfer collect-data`` and ``scripts/collect_lerobot_data.py``.
 """
 
 from __future__ import annotations
@@ -10,18 +8,12 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
-import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bacinfer.analysis.residuals import file_digest
-from bacinfer.assets import read_json, write_json
 from bacinfer.commands.options import (
     add_cache_arguments,
     add_policy_arguments,
@@ -33,194 +25,10 @@ from bacinfer.commands.options import (
 )
 from bacinfer.core.cache_request import CacheRequest
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.datasets.lerobot import EpisodeRecorder, Feature, LeRobotDatasetWriter, RecordedEpisode
-from bacinfer.tasks import Rollout, SimulatedTask, make_simulated_task
-from bacinfer.tasks.episodes import Recorder, State
-
-CAMERA = "observation.image"
-COLLECTION_FILE = "collection.json"
-
-
-# -- what a frame holds ------------------------------------------------------------------------------------------
-
-
-def frame_features(obs_dim: int, action_dim: int, robot_state: slice, image_size: int) -> dict[str, Feature]:
-    """The features of the data set of a task."""
-    state_dim = len(range(*robot_state.indices(obs_dim)))
-    return {
-        CAMERA: Feature.camera(image_size, image_size),
-        "observation.state": Feature("float32", (state_dim,)),
-        "observation.environment_state": Feature("float32", (obs_dim - state_dim,)),
-        "action": Feature("float32", (action_dim,)),
-        "next.reward": Feature("float32", (1,)),
-        "next.done": Feature("bool", (1,)),
-        "next.success": Feature("bool", (1,)),
-    }
-
-
-@dataclass(frozen=True)
-class EpisodeRecording:
-    """Records the episode of each seed into a directory of its own; see `SimulatedTask.rollout`."""
-
-    directory: Path
-    fps: int
-    features: Mapping[str, Feature]
-    task: str
-    robot_state: slice
-
-    @contextmanager
-    def __call__(self, seed: int) -> Iterator[Recorder]:
-        with EpisodeRecorder(self.directory / str(seed), self.fps, self.features, self.task) as episode:
-            before: dict[str, Any] = {}  # what was observed before the action that leads to the next state
-
-            def record(state: State) -> None:
-                nonlocal before
-                if state.action is not None:
-                    outcome = {
-                        "action": state.action,
-                        "next.reward": state.reward,
-                        "next.done": state.done,
-                        "next.success": state.solved,
-                    }
-                    episode.add_frame(before | outcome)
-                if not state.done:
-                    before = self._observed(state)
-
-            yield record
-
-    def _observed(self, state: State) -> dict[str, Any]:
-        observation = np.asarray(state.observation)
-        return {
-            CAMERA: state.camera(self.features[CAMERA].shape[0]),
-            "observation.state": observation[self.robot_state],
-            "observation.environment_state": np.delete(observation, self.robot_state),
-        }
-
-
-# -- what was collected ------------------------------------------------------------------------------------------
-
-
-class Collection:
-    """The record of a collection, ``collection.json`` beside the data set: its settings, and all episodes in batches.
-
-    A batch is written here before it is committed to the data set. The data set decides whether it counts.
-
-    Raises:
-        ValueError: the directory holds a collection with other settings, or something else.
-    """
-
-    def __init__(self, directory: Path, settings: Mapping[str, Any]) -> None:
-        self._path = directory / COLLECTION_FILE
-        self._settings = dict(settings)
-        self.batches: list[list[dict[str, Any]]] = []
-        if self._path.is_file():
-            recorded, self.batches = self._read()
-            differing = [name for name in settings if recorded.get(name) != settings[name]]
-            if differing:
-                found = ", ".join(f"{name} {recorded.get(name)} instead of {settings[name]}" for name in differing)
-                raise ValueError(f"{directory} holds data collected with {found}: give another --output_dir")
-        elif directory.exists() and any(not path.name.startswith(".") for path in directory.iterdir()):
-            raise ValueError(f"{directory} is not empty, and not a data set of this command: give another --output_dir")
-
-    def _read(self) -> tuple[dict[str, Any], list[list[dict[str, Any]]]]:
-        """The settings and the batches on disk."""
-        record = read_json(self._path)
-        try:
-            settings, batches = record["settings"], record["batches"]
-            if isinstance(settings, dict) and all({"seed", "kept"} <= episode.keys() for b in batches for episode in b):
-                return settings, batches
-        except (AttributeError, KeyError, TypeError):
-            pass
-        raise ValueError(f"{self._path} is no record of a collection: give another --output_dir")
-
-    @property
-    def episodes(self) -> list[dict[str, Any]]:
-        """Every episode that was rolled out: seed, score, success, steps, and whether it is in the data set."""
-        return [episode for batch in self.batches for episode in batch]
-
-    @property
-    def num_kept(self) -> int:
-        return sum(episode["kept"] for episode in self.episodes)
-
-    def reconcile(self, num_episodes: int) -> None:
-        """Forgets a last batch that did not get into the data set, which has `num_episodes`.
-
-        Raises:
-            ValueError: the data set has other episodes than those recorded.
-        """
-        if self.num_kept > num_episodes:
-            self.batches.pop()
-        if self.num_kept != num_episodes:
-            raise ValueError(
-                f"{self._path.parent} has {num_episodes} episodes, but {COLLECTION_FILE} tells of {self.num_kept}: "
-                "something else has changed it"
-            )
-
-    def add(self, batch: list[dict[str, Any]]) -> None:
-        self.batches.append(batch)
-        write_json(self._path, {"settings": self._settings, "batches": self.batches})
-
-
-def collect(
-    policy: Any,
-    task: SimulatedTask,
-    writer: LeRobotDatasetWriter,
-    collection: Collection,
-    seeds: Sequence[int],
-    *,
-    n_envs: int,
-    only_successful: bool = False,
-) -> None:
-    """Rolls out the seeds that are not in the collection yet, `n_envs` at a time, and commits them batch by batch.
-
-    Raises:
-        RuntimeError: all episodes of a batch failed.
-        OSError: the disk is full; the batches before are safe.
-    """
-    collection.reconcile(writer.num_episodes)
-    recording = EpisodeRecording(
-        writer.staging.absolute(), task.fps, writer.features, task.description, task.robot_state
-    )
-    while waiting := seeds[len(collection.episodes) :]:
-        batch = waiting[:n_envs]
-        done = len(collection.episodes)
-        print(f"episodes {done + 1} to {done + len(batch)} of {len(seeds)}", flush=True)
-        try:
-            rollout = task.rollout(policy, batch, n_envs=n_envs, recordings=[recording])
-        except RuntimeError as error:
-            _check_disk([str(error)], writer.root)
-            raise
-        _check_disk(rollout.failures.values(), writer.root)
-        episodes = {seed: RecordedEpisode.read(writer.staging / str(seed)) for seed in batch if seed in rollout.scores}
-        outcomes = [_outcome(seed, rollout, episodes.get(seed), only_successful) for seed in batch]
-        collection.add(outcomes)
-        kept = [episodes[outcome["seed"]] for outcome in outcomes if outcome["kept"]]
-        if kept:
-            writer.commit(kept)
-
-
-def _outcome(seed: int, rollout: Rollout, episode: RecordedEpisode | None, only_successful: bool) -> dict[str, Any]:
-    """What the record says of an episode; one that failed has none."""
-    if episode is None:
-        return {"seed": seed, "kept": False, "error": rollout.failures[seed]}
-    success = bool(episode.numbers["next.success"].any())
-    return {
-        "seed": seed,
-        "kept": success or not only_successful,
-        "success": success,
-        "score": rollout.scores[seed],
-        "steps": episode.num_frames,
-    }
-
-
-def _check_disk(errors: Iterable[str], root: Path) -> None:
-    """An episode that found no space has to be rolled out again: it does not count as failed."""
-    full = os.strerror(errno.ENOSPC)
-    if any(full in error for error in errors):
-        raise OSError(errno.ENOSPC, full, str(root))
-
-
-# -- the command -------------------------------------------------------------------------------------------------
+from bacinfer.datasets.collection import Collection, collect
+from bacinfer.datasets.lerobot import LeRobotDatasetWriter
+from bacinfer.datasets.rollout_recording import frame_features
+from bacinfer.tasks import SimulatedTask, make_simulated_task
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 import torch
 
 from bacinfer.commands.options import add_debug_argument, path_argument, run_command
-from bacinfer.training.train import Trainer, export_checkpoint, load_demonstrations, read_config
+from bacinfer.training.configuration import read_config
+from bacinfer.training.demonstrations import load_demonstrations
+from bacinfer.training.trainer import Trainer
+from bacinfer.training.weights import export_checkpoint
 
 _DATA_HELP = {
     "train_pusht": "demonstrations: an .npz file, or Diffusion Policy's pusht_cchi_v7_replay.zarr folder, published at "

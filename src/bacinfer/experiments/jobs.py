@@ -1,4 +1,4 @@
-"""Batches: one method on many tasks, training seeds and checkpoints, each an experiment."""
+"""Batches: methods on many tasks, training seeds and checkpoints, each an experiment."""
 
 from __future__ import annotations
 
@@ -19,8 +19,14 @@ from bacinfer.tasks.table import TaskInfo
 
 @dataclass(frozen=True)
 class Job:
-    """One experiment of a batch, named by what was asked for; `experiment` is None where the checkpoint is missing."""
+    """One experiment of a batch, by what was asked for.
 
+    Attributes:
+        method_name: what the batch's CSV file calls the method.
+        experiment: None where the checkpoint is missing.
+    """
+
+    method_name: str
     method: Method
     task: TaskInfo
     training_seed: int
@@ -77,7 +83,7 @@ def with_checkpoints(tasks: Sequence[TaskInfo]) -> list[TaskInfo]:
 
 def make_jobs(
     tasks: Sequence[TaskInfo],
-    methods: Sequence[Method],
+    methods: Mapping[str, Method],
     training_seeds: Sequence[int],
     checkpoint_types: Sequence[str],
     **settings: Any,
@@ -85,6 +91,7 @@ def make_jobs(
     """One job per task, training seed, checkpoint type and method; a shipped checkpoint counts once.
 
     Args:
+        methods: By the names that the batch's CSV file has for them.
         settings: Of every `Experiment`.
 
     Raises:
@@ -99,7 +106,7 @@ def make_jobs(
         wanted = list(product(training_seeds, checkpoint_types))
         for seed, kind in wanted[:1] if stands_in else wanted:
             checkpoint = shipped if stands_in else find_checkpoint(task.name, seed, kind)
-            for method in methods:
+            for method_name, method in methods.items():
                 experiment = (
                     None
                     if checkpoint is None
@@ -112,7 +119,7 @@ def make_jobs(
                         **settings,
                     )
                 )
-                jobs.append(Job(method, task, seed, kind, experiment))
+                jobs.append(Job(method_name, method, task, seed, kind, experiment))
     return jobs
 
 

@@ -110,12 +110,6 @@ class Method:
         return self._with_ddim(f"DDIM {self.ddim_steps}", " + ", label)
 
     @property
-    def kind_label(self) -> str:
-        """The label of all methods of its kind, as a heading: ``BAC``, ``Uniform``."""
-        label = _KINDS[self.kind].label
-        return label[0].upper() + label[1:]
-
-    @property
     def cache_mode(self) -> str:
         """The nearest mode of `apply_cache`, which BACInfer's records have."""
         return _KINDS[self.kind].cache_mode

@@ -24,7 +24,7 @@ def write_csv(path: Path, results: Sequence[JobResult]) -> None:
                 continue
             steps = row.num_inference_steps if job.method.num_caches is None else job.method.num_caches
             for name, score in result.scores.items():
-                what = (job.method.kind_label, steps, name, *job.origin)
+                what = (job.method_name, steps, name, *job.origin)
                 writer.writerow((*what, f"{score:.4f}", row.flops, f"{row.speedup:.3f}"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-from bacinfer import assets
 
 
 class TrainingData(Protocol):
@@ -107,9 +107,17 @@ def read_episodes(path: str | Path, names: Iterable[str]) -> tuple[dict[str, NDA
         group = _open_zarr(path)
         arrays = {name: np.asarray(group[place]) for name, place in places.items() if place in group}
     else:
-        stored = assets.read_arrays(path)[0]
-        arrays = {name: stored[name] for name in places if name in stored}
+        arrays = _read_npz(path, places)
     return arrays, _check_episodes(path, arrays, places)
+
+
+def _read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Those of the named arrays that the file has, which may be compressed."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names if name in archive}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is not a complete .npz file of plain arrays ({error})") from error
 
 
 def sequence_windows(

@@ -5,63 +5,26 @@ from __future__ import annotations
 import copy
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from bacinfer.policies import Checkpoint, read_checkpoint, write_checkpoint
-from bacinfer.policies.checkpoint import acting_weights, create_policy
+from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.device import check_device
-from bacinfer.policies.reference import LinearNormalizer
-from bacinfer.tasks import make_task, task_name
-from bacinfer.training.dataset import (
-    TrainingData,
-    read_demonstrations,
-    read_pusht_demonstrations,
-    sequence_windows,
-)
-from bacinfer.training.ema import EMAModel
-from bacinfer.training.expert_demonstrations import check_recorded, record_demonstrations
+from bacinfer.tasks import make_task
+from bacinfer.training.averaged_weights import make_ema
+from bacinfer.training.dataset import TrainingData, sequence_windows
 from bacinfer.training.log import TrainingLog
-from bacinfer.training.pusht_images import read_pusht_images
-
-CONFIG_DIR = Path(__file__).parent / "config"
-PRECISIONS = ("fp32", "tf32", "bf16")
-
-
-def read_config(overrides: Sequence[str] = (), name: str = "train_pusht") -> DictConfig:
-    """The configuration ``config/{name}.yaml`` with ``overrides`` (``key=value``), dependent entries filled in.
-
-    Raises:
-        ValueError: an override does not name an entry, or is none; the task is not chosen.
-    """
-    try:
-        with initialize_config_dir(str(CONFIG_DIR), version_base=None):
-            cfg = compose(name, overrides=list(overrides))
-    except HydraException as error:
-        raise ValueError(str(error).replace("\n", " ")) from error
-    dependent = {
-        "task.dataset.pad_before": cfg.n_obs_steps - 1 + cfg.n_latency_steps,
-        "task.dataset.pad_after": cfg.n_action_steps - 1,
-    }
-    if "model" in cfg.policy:  # a policy that sees pictures makes its model itself
-        dependent |= {
-            "policy.model.input_dim": cfg.action_dim + (0 if cfg.obs_as_cond else cfg.obs_dim),
-            "policy.model.cond_dim": cfg.obs_dim if cfg.obs_as_cond else 0,
-        }
-    for key, value in dependent.items():
-        if OmegaConf.select(cfg, key) is None:
-            OmegaConf.update(cfg, key, value)
-    OmegaConf.resolve(cfg)
-    return cfg
+from bacinfer.training.normalization import fit_normalizer
+from bacinfer.training.precision import PRECISIONS, autocast, matmul_precision
+from bacinfer.training.weights import read_initial_weights
 
 
 class Trainer:
@@ -109,8 +72,10 @@ class Trainer:
         else:
             self.policy.set_normalizer(fit_normalizer(demonstrations, cfg.training.normalize_obs))
         self.policy.to(self.device).train()
-        self.ema_policy = copy.deepcopy(self.policy)
-        self.ema = EMAModel(self.ema_policy, **_arguments(cfg.ema))
+        self._ema_policy = copy.deepcopy(self.policy).eval().requires_grad_(False)
+        if latest is not None:
+            self._ema_policy.load_state_dict(latest.state_dicts["ema_model"])
+        self.ema = make_ema(self._ema_policy.parameters(), **_arguments(cfg.ema))
         self.optimizer = self.policy.get_optimizer(**cfg.optimizer)
         if latest is not None:
             self._resume(latest)
@@ -133,12 +98,18 @@ class Trainer:
     def epoch(self) -> int:
         return self.global_step // self.steps_per_epoch
 
+    @property
+    def ema_policy(self) -> Any:
+        """The policy with the averaged weights of the steps so far; every access brings the same object up to date."""
+        self.ema.copy_to(self._ema_policy.parameters())
+        return self._ema_policy
+
     def run(self) -> bool:
         """Train to the end (returns True), or to an interrupt (SIGINT, SIGTERM); ``latest.ckpt`` is then up to date."""
         training = self.cfg.training
         with (
             _interrupts() as interrupted,
-            _matmul_precision("high" if training.precision == "tf32" else "highest"),
+            matmul_precision("high" if training.precision == "tf32" else "highest"),
             tqdm(total=self.total_steps, initial=self.global_step, unit="step", mininterval=1) as bar,
         ):
             started, first_step = time.perf_counter(), self.global_step
@@ -159,13 +130,13 @@ class Trainer:
 
     def step(self) -> torch.Tensor:
         """One optimisation step on the next batch; returns its loss."""
-        with _autocast(self.device, self.cfg.training.precision):
+        with autocast(self.device, self.cfg.training.precision):
             loss = self.policy.compute_loss(self.demonstrations.batch(self._next_windows()))
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
-        self.ema.update(self.policy, self.global_step)
+        self.ema.step(self.policy.parameters())
         self.global_step += 1
         self._losses.append(loss.detach())
         return self._losses[-1]
@@ -186,10 +157,8 @@ class Trainer:
         write_checkpoint(path, self.cfg, states, progress)
 
     def _resume(self, latest: Checkpoint) -> None:
-        self.ema_policy.load_state_dict(latest.state_dicts["ema_model"])
-        self.ema_policy.to(self.device)
         self.optimizer.load_state_dict(latest.state_dicts["optimizer"])
-        self.global_step = latest.progress("global_step")
+        self.global_step = self.ema.optimization_step = latest.progress("global_step")
         _set_rng_state(self.device, latest.progress("rng_state"))
         self._losses = [torch.tensor(loss, device=self.device) for loss in latest.progress("unlogged_losses", [])]
 
@@ -227,108 +196,8 @@ class Trainer:
         self.log.add(global_step=self.global_step, epoch=self.epoch, lr=lr, **entry)
 
 
-def fit_normalizer(demonstrations: TrainingData, normalize_obs: str) -> LinearNormalizer:
-    """Maps the actions' range to [-1, 1], and the observations' too (``range``) or their standard deviation (``std``).
-
-    The latter keeps rare extremes from squeezing what is common into a small part of [-1, 1]. Pictures (uint8) are
-    mapped from 0 to 1, which is how the policy takes them.
-
-    Raises:
-        ValueError: another word.
-    """
-    vectors = {name: values for name, values in demonstrations.fields.items() if values.dtype != torch.uint8}
-    if normalize_obs == "range":
-        normalizer = LinearNormalizer.fit(vectors)
-    elif normalize_obs == "std":
-        means = {name: (values.mean(0), values.std(0)) for name, values in vectors.items() if name != "action"}
-        ranges = {name: (mean - std, mean + std) for name, (mean, std) in means.items()}
-        normalizer = LinearNormalizer.from_ranges({**ranges, "action": vectors["action"].aminmax(dim=0)})
-    else:
-        raise ValueError(f"training.normalize_obs is {normalize_obs!r}; known: range, std")
-    for name in demonstrations.fields.keys() - vectors.keys():
-        normalizer.add_image(name)
-    return normalizer
-
-
-def read_initial_weights(path: Path) -> dict[str, torch.Tensor]:
-    """A policy's weights and normaliser to start from: a checkpoint's acting weights, or a ``.safetensors`` file.
-
-    The latter has the model's own parameter names, and the ranges ``stats.{obs,action}_{min,max}`` that map to [-1, 1].
-    """
-    if path.suffix != ".safetensors":
-        return acting_weights(read_checkpoint(path))
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    from safetensors.torch import load_file
-
-    tensors = load_file(path)
-    try:
-        ranges = {
-            name: (tensors.pop(f"stats.{name}_min"), tensors.pop(f"stats.{name}_max")) for name in ("obs", "action")
-        }
-    except KeyError as error:
-        raise ValueError(f"{path} lacks {error}: the range of the data that maps to [-1, 1]") from error
-    normalizer = LinearNormalizer.from_ranges(ranges).state_dict(prefix="normalizer.")
-    empty = torch.zeros(0)
-    dummies = {"_dummy_variable": empty, "mask_generator._dummy_variable": empty}
-    return {f"model.{name}": value for name, value in tensors.items()} | normalizer | dummies
-
-
-def export_checkpoint(source: Path, path: Path) -> None:
-    """Write a small checkpoint with the acting weights of ``source`` alone, the networks' in half precision.
-
-    On Push-T the rounding moves actions by 0.02 pixels (RMS), where another noise draw moves them by tens. The
-    normaliser keeps single precision: it maps pixels.
-    """
-    checkpoint = read_checkpoint(source)
-    halves: dict[tuple[int, torch.Size], torch.Tensor] = {}  # weights with two names stay one
-
-    def half(weight: torch.Tensor) -> torch.Tensor:
-        return halves.setdefault((weight.data_ptr(), weight.shape), weight.half())
-
-    weights = {
-        name: half(value) if name.startswith(("model.", "obs_encoder.")) else value
-        for name, value in acting_weights(checkpoint).items()
-    }
-    # both names refer to the same tensors, which the file holds once
-    states = {"model": weights, "ema_model": weights}
-    progress = {name: checkpoint.progress(name) for name in ("global_step", "epoch")}
-    write_checkpoint(path, checkpoint.cfg, states, progress)
-
-
 def _arguments(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in cfg.items() if key != "_target_"}
-
-
-@contextmanager
-def _autocast(device: torch.device, precision: str) -> Iterator[None]:
-    with ExitStack() as stack:
-        if precision == "bf16":
-            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
-            if device.type == "cpu":
-                stack.enter_context(_no_flash_attention())
-        yield
-
-
-@contextmanager
-def _no_flash_attention() -> Iterator[None]:
-    """On a CPU its backward in bfloat16 takes longer than everything else together."""
-    before = torch.backends.cuda.flash_sdp_enabled()  # CUDA's by name only
-    torch.backends.cuda.enable_flash_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_flash_sdp(before)
-
-
-@contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager
@@ -356,29 +225,3 @@ def _set_rng_state(device: torch.device, states: dict[str, bytes]) -> None:
     torch.set_rng_state(tensors["cpu"])
     if device.type == "cuda" and "cuda" in tensors:
         torch.cuda.set_rng_state(tensors["cuda"], device)
-
-
-def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> TrainingData:
-    """The demonstrations of a configuration's task, at its own place or at ``path``.
-
-    Those of a scripted expert are recorded if there are none yet, and pictures drawn.
-
-    Raises:
-        ValueError: those that are there were recorded with other settings.
-    """
-    dataset = cfg.task.dataset
-    if "shape_meta" in cfg.task:
-        seen = cfg.n_obs_steps if cfg.obs_as_cond else cfg.horizon
-        return read_pusht_images(
-            path or dataset.zarr_path, cfg.training.frames_dir, n_obs_steps=seen, noise_draws=cfg.training.noise_draws
-        )
-    if "zarr_path" in dataset:
-        read = read_pusht_demonstrations if task_name(cfg) == "pusht" else read_demonstrations
-        return read(path or dataset.zarr_path)
-    path = path or Path(dataset.path)
-    settings = (cfg.task.env_runner.env_name, dataset.num_demonstrations, dataset.disturbed)
-    if path.exists():
-        check_recorded(path, *settings)
-    else:
-        record_demonstrations(path, *settings)
-    return read_demonstrations(path)

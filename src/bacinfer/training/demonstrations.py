@@ -1,0 +1,38 @@
+"""The demonstrations that a configuration's task is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from bacinfer.tasks import task_name
+from bacinfer.training.dataset import TrainingData, read_demonstrations, read_pusht_demonstrations
+from bacinfer.training.expert_demonstrations import check_recorded, record_demonstrations
+from bacinfer.training.pusht_images import read_pusht_images
+
+
+def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> TrainingData:
+    """The demonstrations of a configuration's task, at its own place or at ``path``.
+
+    Those of a scripted expert are recorded if there are none yet, and pictures drawn.
+
+    Raises:
+        ValueError: those that are there were recorded with other settings.
+    """
+    dataset = cfg.task.dataset
+    if "shape_meta" in cfg.task:
+        seen = cfg.n_obs_steps if cfg.obs_as_cond else cfg.horizon
+        return read_pusht_images(
+            path or dataset.zarr_path, cfg.training.frames_dir, n_obs_steps=seen, noise_draws=cfg.training.noise_draws
+        )
+    if "zarr_path" in dataset:
+        read = read_pusht_demonstrations if task_name(cfg) == "pusht" else read_demonstrations
+        return read(path or dataset.zarr_path)
+    path = path or Path(dataset.path)
+    settings = (cfg.task.env_runner.env_name, dataset.num_demonstrations, dataset.disturbed)
+    if path.exists():
+        check_recorded(path, *settings)
+    else:
+        record_demonstrations(path, *settings)
+    return read_demonstrations(path)
