@@ -26,10 +26,10 @@ from bacinfer.analysis.pipeline import DEFAULT_BUDGETS, find_schedules, write_pi
 from bacinfer.analysis.residuals import recording_source, recordings, write_recording
 from bacinfer.analysis.similarity import METRICS
 from bacinfer.assets import RunAssets
+from bacinfer.core.calls import timed_call
 from bacinfer.policies import load_policy
 from bacinfer.policies.reference import DiffusionTransformerLowdimPolicy, LinearNormalizer, TransformerForDiffusion
 from bacinfer.tasks import PushTTask
-from bacinfer.tasks.base import timed_call
 
 DEMO, SEED = 11, 11
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bacinfer.assets import write_steps
 from bacinfer.core.blocks import find_blocks
-from bacinfer.experiments.results_table import _TYPES, Row
+from bacinfer.experiments.store import _TYPES, Row
 from bacinfer.policies import load_policy
 from tiny_policies import K
 
@@ -17,7 +17,7 @@ _VALUES: dict[Any, Any] = {str: "text", int: 3, float: 0.25}
 
 
 def make_row(key: str = "a", **values: Any) -> Row:
-    """A row of the results table with made-up values."""
+    """A row of results with made-up values."""
     defaults = {
         name: next((value for kind, value in _VALUES.items() if kind is wanted), None)
         for name, wanted in _TYPES.items()

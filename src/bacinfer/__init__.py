@@ -1,26 +1,63 @@
 """Fast diffusion policies without retraining: block-wise adaptive caching (BAC, arXiv 2506.13456), in one line."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bacinfer._installation import __version__  # first: it refuses systems that are not supported
+from bacinfer.analysis.find_plan import find_plan
 from bacinfer.core.apply import apply, refresh, remove, summary
 from bacinfer.core.blocks import ResidualBlock, register_layer, unregister_layer
 from bacinfer.core.bubbling import bubbling_union
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.core.handle import PolicyHandle
+from bacinfer.core.handle import Policy, PolicyHandle
 from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.core.summary import CacheSummary
+from bacinfer.measure.plans import Measurements, measure
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "CacheSchedule",
     "CacheSummary",
     "FastDiffusionPolicy",
+    "Measurements",
+    "Policy",
     "PolicyHandle",
     "ResidualBlock",
     "SamplingPlan",
+    "__version__",
     "apply",
     "bubbling_union",
+    "find_plan",
+    "load_policy",
+    "measure",
     "refresh",
     "register_layer",
     "remove",
     "summary",
     "unregister_layer",
 ]
+
+
+def load_policy(checkpoint: str | Path, device: str | torch.device = "cpu", *, trust_checkpoint: bool = False) -> Any:
+    """The policy of a Diffusion Policy checkpoint, ready to act (EMA weights where it has them, eval mode).
+
+    Classes of the package ``diffusion_policy`` are used where it is importable, otherwise a stand-in for its
+    transformer policies.
+
+    Args:
+        checkpoint: A file that Diffusion Policy or this package's training wrote.
+        device: Where the policy shall run.
+        trust_checkpoint: Whether code from the file may run. Without it only tensors and configuration are admitted.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no readable checkpoint, asks for more than data, or its policy cannot be built here.
+    """
+    from bacinfer import policies  # Hydra and diffusers take seconds to import
+
+    return policies.load_policy(checkpoint, device, trust_checkpoint=trust_checkpoint)

@@ -173,8 +173,10 @@ def read_steps(path: str | Path, num_inference_steps: int) -> list[int]:
     steps = read_pickle(path)
     if isinstance(steps, np.ndarray):
         steps = steps.tolist()
-    if not isinstance(steps, (list, tuple)) or not all(type(s) is int or isinstance(s, np.integer) for s in steps):
+    if not isinstance(steps, (list, tuple)):
         raise ValueError(f"{path}: expected a list of update steps, found {_describe(steps)}")
+    if not all(type(s) is int or isinstance(s, np.integer) for s in steps):
+        raise ValueError(f"{path}: update steps must be integers, found {_describe(steps)}")
     description = path.with_suffix(".json")
     if description.is_file():
         recorded = parse_json(description.read_bytes(), description)

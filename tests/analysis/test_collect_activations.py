@@ -13,8 +13,8 @@ from bacinfer import assets
 from bacinfer.analysis.collect_activations import main
 from bacinfer.analysis.residuals import Recording, noise_seed, record, write_recording
 from bacinfer.core.blocks import find_blocks
+from bacinfer.core.calls import seeded_noise
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.tasks.base import seeded_noise
 from helpers import WIDTH, TinyPolicy
 
 

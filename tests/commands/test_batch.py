@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from bacinfer.commands import ablation_bac, batch, run_uniform_all
+from bacinfer.commands import batch
 from bacinfer.experiments import experiment
 from bacinfer.experiments.experiment import Experiment
 from bacinfer.experiments.method import PLAIN
-from bacinfer.experiments.results_table import ResultsTable, Row
+from bacinfer.experiments.store import ResultsStore, Row, run_directory
 from bacinfer.tasks.checkpoints import find_checkpoint, shipped_checkpoint
 from small_experiments import make_row, write_tiny_steps
 
@@ -58,13 +58,14 @@ class FakeEvaluation:
         log = {"test/mean_score": 0.875, "test/p1": 0.5, "test/p2": 0.25} | {
             f"test/p_{i}": 0.1 * i for i in range(1, 8)
         }
-        directory = results_dir / "runs" / asked.key
+        row = make_row(
+            asked.key, method=asked.method.spec, flops=1_234_567_890, speedup=3.21987, num_inference_steps=100
+        )
+        directory = results_dir / row.directory
         directory.mkdir(parents=True, exist_ok=True)
         for name in ("benchmark_results", "eval_results", "fast_eval_log"):
             (directory / f"{name}.json").write_text(json.dumps(log))
-        return make_row(
-            asked.key, directory=f"runs/{asked.key}", flops=1_234_567_890, speedup=3.21987, num_inference_steps=100
-        )
+        return row
 
 
 @pytest.fixture
@@ -79,6 +80,10 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> FakeEvaluation:
 def rows(output_dir: str = "out") -> list[list[str]]:
     with (Path(output_dir) / "results.csv").open(newline="") as file:
         return list(csv.reader(file))
+
+
+def run_of(asked: Experiment, output_dir: str = "out") -> Path:
+    return Path(output_dir) / run_directory(asked.method.spec, asked.key)
 
 
 def run(*argv: str) -> int:
@@ -195,7 +200,7 @@ def test_an_interrupted_evaluation_is_not_kept(evaluation: FakeEvaluation) -> No
     add_checkpoint("can_ph", 0, "latest.ckpt")
     argv = ("--seeds=0", "--checkpoint_type=avg")
     run(*argv)
-    (Path("out/runs") / evaluation.runs[0].key / "eval_results.json").unlink()  # it is written last
+    (run_of(evaluation.runs[0]) / "row.json").unlink()  # it is written last
     assert run(*argv) == 0
     assert len(evaluation.runs) == 2
 
@@ -215,7 +220,7 @@ def test_batches_share_the_plain_policy(evaluation: FakeEvaluation) -> None:
     add_checkpoint("can_ph", 0, "latest.ckpt")
     for M in (5, 10):
         assert batch.main([f"--steps={M}", "--seeds=0", "--checkpoint_type=avg"]) == 0
-    assert len(ResultsTable("results").rows()) == 3
+    assert len(ResultsStore("results").rows()) == 3
     assert len(rows("results/bac_cosine_5_bu5")) == len(rows("results/bac_cosine_10_bu5")) == 2
 
 
@@ -245,7 +250,7 @@ def test_damaged_results_do_not_stop_the_others(
         add_checkpoint("can_ph", seed, "latest.ckpt")
     argv = ("--seeds=0,1", "--checkpoint_type=avg")
     assert run(*argv) == 0
-    path = Path("out/runs") / evaluation.runs[0].key / "fast_eval_log.json"
+    path = run_of(evaluation.runs[0]) / "fast_eval_log.json"
     if content is None:
         path.unlink()
     else:
@@ -297,12 +302,14 @@ def test_default_output_directory_names_the_cache(evaluation: FakeEvaluation) ->
         (["--task=lift"], "unknown task lift"),
         (["--device=warp:9"], "warp:9"),
         (["--n_test=0"], "--n_test 0"),
-        (["--steps=0"], "--steps 0"),
+        (["--latency_calls=0"], "--latency_calls 0"),
+        (["--steps=0"], "num_caches must be at least 1, got 0"),
         (["--cache_mode=threshold", "--num_bu_blocks=5"], "num_bu_blocks=5 has no effect with cache_mode='threshold'"),
         (["--cache_mode=threshold", "--metric=l1"], "metric=l1 has no effect with cache_mode='threshold'"),
     ],
 )
 def test_mistakes(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    add_checkpoint("can_ph", 0, "latest.ckpt")
     assert run(*argv) == 2
     assert message in capsys.readouterr().err
 
@@ -327,7 +334,7 @@ def test_uniform(evaluation: FakeEvaluation, flags: list[str], tasks: list[str])
     for task in ("can_ph", "lift_mh", "kitchen"):
         add_checkpoint(task, 0, "latest.ckpt")
     argv = ["--steps=20", "--seeds=0", "--checkpoint_type=avg", "--output_dir=out", *flags]
-    assert run_uniform_all.main(argv) == 0
+    assert batch.main(["uniform", *argv]) == 0
     assert [Path(asked.checkpoint).parts[1] for asked in evaluation.runs] == tasks
     assert {asked.method.spec for asked in evaluation.runs} == {"uniform:20"}
     assert {(row[0], row[1]) for row in rows()[1:]} == {("Uniform", "20")}
@@ -336,7 +343,7 @@ def test_uniform(evaluation: FakeEvaluation, flags: list[str], tasks: list[str])
 def test_ablation(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
     add_checkpoint("can_ph", 0, "latest.ckpt")
     argv = ["--steps=10", "--seeds=0", "--checkpoint_type=avg", "--metric=l1"]
-    assert ablation_bac.main(argv) == 0
+    assert batch.main(["ablation", *argv]) == 0
     assert [asked.method.spec for asked in evaluation.runs] == ["unified:10:l1", "blockwise:10:l1", "bac:10:5:l1"]
     output_dir = Path("results/ablation_l1_10_bu5")
     assert [(row[0], row[1]) for row in rows(str(output_dir))[1:]] == [
@@ -347,14 +354,14 @@ def test_ablation(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]
     ]
     assert (output_dir / "bac_10_5_l1" / "can_ph" / "seed0_avg" / "eval_results.json").is_file()
     assert "block-wise ACS 10 (l1)" in capsys.readouterr().out
-    assert ablation_bac.main([*argv, "--num_bu_blocks=0"]) == 2
+    assert batch.main(["ablation", *argv, "--num_bu_blocks=0"]) == 2
     assert "--num_bu_blocks 0" in capsys.readouterr().err
 
 
 def test_a_plain_policy_that_fails_is_tried_once(evaluation: FakeEvaluation) -> None:
     for seed in (0, 2):
         add_checkpoint("can_ph", seed, "latest.ckpt")
-    assert ablation_bac.main(["--steps=10", "--seeds=0,2", "--checkpoint_type=avg"]) == 1
+    assert batch.main(["ablation", "--steps=10", "--seeds=0,2", "--checkpoint_type=avg"]) == 1
     assert [asked.training_seed for asked in evaluation.plain_runs] == [0, 2]
     assert [asked.training_seed for asked in evaluation.runs] == [0, 0, 0]
 

@@ -8,7 +8,7 @@ import pytest
 
 from bacinfer.commands.compare import DEFAULT_METHODS, main
 from bacinfer.experiments.method import parse_methods
-from bacinfer.experiments.results_table import ResultsTable
+from bacinfer.experiments.store import ResultsStore
 from bacinfer.report.pareto import kind, plot_pareto
 from small_experiments import make_row
 
@@ -31,9 +31,9 @@ def test_table_and_pictures(command: list[str], tmp_path: Path, capsys: pytest.C
 
 def test_more_methods_later(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--methods=ddim:4"]) == 0
-    first = ResultsTable(tmp_path / "out").rows()
+    first = ResultsStore(tmp_path / "out").rows()
     assert main([*command, "--methods=ddim:4,threshold:5"]) == 0
-    assert ResultsTable(tmp_path / "out").rows()[:2] == first
+    assert ResultsStore(tmp_path / "out").rows()[:2] == first
     assert capsys.readouterr().err.count("kept") == 2
 
 
@@ -63,7 +63,7 @@ def test_mistakes_show_before_anything_slow(
     assert main([*command, *wrong.split()]) == 2
     errors = capsys.readouterr().err
     assert any(part in errors for part in message.split("|"))
-    assert not (tmp_path / "out" / "results_table.csv").exists()
+    assert not list((tmp_path / "out").glob("runs/*/row.json"))
 
 
 def test_default_methods_are_methods() -> None:

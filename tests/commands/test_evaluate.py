@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ import torch
 
 import stand_in_runner
 from bacinfer.commands.eval import main
-from bacinfer.commands.report import write_report
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.plan import SamplingPlan
 from bacinfer.experiments import evaluation as comparison
 from bacinfer.experiments.evaluation import calibration_observations, evaluate
 from bacinfer.experiments.method import Method, parse_method
-from bacinfer.experiments.plans import ScheduleSource, prepare
-from bacinfer.experiments.results_table import ResultsTable
+from bacinfer.experiments.plans import ScheduleSource, make_plan
+from bacinfer.experiments.store import ResultsStore
+from bacinfer.report.page import write_report
 from bacinfer.report.table import format_table
 from bacinfer.report.video import side_by_side
 from bacinfer.tasks import PushTTask
@@ -74,7 +75,7 @@ def test_files_of_an_evaluation(
     assert fast["score"]["mean"] == pytest.approx(results["mean_score"])
     assert benchmark["task"] == "pusht"
     assert benchmark["num_inference_steps"] == K
-    assert benchmark["settings"]["seed"] == 100_000
+    assert benchmark["settings"]["first_episode_seed"] == 100_000
     assert benchmark["hardware"]["batch_size"] == 1
     assert 0 < fast["latency_p50"] <= fast["latency_p95"] <= fast["latency_p99"]
     assert benchmark["peak_memory"] > 1e6
@@ -85,7 +86,7 @@ def test_files_of_an_evaluation(
     assert "block-wise ACS 3" in printed
     assert "score difference, paired over 2 seeds" in printed
     assert "where all pairs are equal, what so many leave open: the rule of three" in printed
-    assert sorted(row.method for row in ResultsTable(output_dir).rows()) == ["blockwise:3", "plain"]
+    assert sorted(row.method for row in ResultsStore(output_dir).rows()) == ["blockwise:3", "plain"]
 
 
 def test_original_evaluates_the_plain_policy_alone(arguments: list[str], output_dir: Path) -> None:
@@ -103,30 +104,23 @@ def test_original_evaluates_the_plain_policy_alone(arguments: list[str], output_
 
 
 @pytest.mark.parametrize(
-    ("cache", "settings"),
+    ("cache", "method", "cache_mode", "steps"),
     [
-        (["--engine=fused"], {"cache_mode": "original", "edit_steps": None, "cache_threshold": None}),
-        (["--cache_mode=threshold", "--num_caches=3"], {"cache_mode": "threshold", "cache_threshold": 4}),
-        (["--cache_mode=edit", "--edit_steps=0,4"], {"cache_mode": "edit", "edit_steps": [0, 4]}),
+        (["--engine=fused"], "lossless", "original", range(K)),
+        (["--cache_mode=threshold", "--num_caches=3"], "uniform:3", "threshold", (0, 4, 8)),
+        (["--cache_mode=edit", "--edit_steps=0,4"], "edit:0-4", "edit", (0, 4)),
     ],
 )
-def test_the_record_says_what_was_run(
-    arguments: list[str], output_dir: Path, cache: list[str], settings: dict[str, Any]
+def test_the_record_says_what_was_asked_and_what_was_run(
+    arguments: list[str], output_dir: Path, cache: list[str], method: str, cache_mode: str, steps: Sequence[int]
 ) -> None:
     assert main([*arguments, "--skip_video", "--n_test=1", "--latency_calls=1", *cache]) == 0
-    assert read(output_dir / "eval_results.json")["cache_mode"] == settings["cache_mode"]
-    recorded = read(output_dir / "benchmark_results.json")["settings"]
-    assert {name: recorded[name] for name in settings} == settings
-
-
-def test_the_record_of_a_unified_schedule_has_its_steps(arguments: list[str], output_dir: Path) -> None:
-    assert main([*arguments, "--skip_video", "--n_test=1", "--latency_calls=1", "--baselines=unified:3"]) == 0
-    (row,) = (row for row in ResultsTable(output_dir).rows() if row.method == "unified:3")
-    recorded = read(output_dir / row.directory / "benchmark_results.json")["settings"]
-    schedule = CacheSchedule.from_json((output_dir / row.directory / "schedule.json").read_text())
-    assert recorded["cache_mode"] == read(output_dir / row.directory / "eval_results.json")["cache_mode"] == "edit"
-    assert {tuple(recorded["edit_steps"])} == set(schedule.update_steps.values())
-    assert len(recorded["edit_steps"]) in (3, 4)  # and the last step
+    assert read(output_dir / "eval_results.json")["cache_mode"] == cache_mode
+    assert read(output_dir / "benchmark_results.json")["method"] == method
+    (row,) = (row for row in ResultsStore(output_dir).rows() if row.method != "plain")
+    plan = SamplingPlan.load(output_dir / row.directory / "plan.json")
+    assert plan.cache is not None
+    assert set(plan.cache.update_steps.values()) == {tuple(steps)}
 
 
 def test_a_directory_of_steps_is_used_without_a_mode(arguments: list[str], output_dir: Path, steps_dir: Path) -> None:
@@ -138,8 +132,8 @@ def test_a_directory_of_steps_is_used_without_a_mode(arguments: list[str], outpu
 
 def test_videos(arguments: list[str], output_dir: Path) -> None:
     assert main([*arguments, "--n_test=1", "--cache_mode=threshold", "--num_caches=3"]) == 0
-    assert read(output_dir / "benchmark_results.json")["settings"]["cache_threshold"] == 4
-    runs = [output_dir / row.directory for row in ResultsTable(output_dir).rows()]
+    assert read(output_dir / "benchmark_results.json")["method"] == "uniform:3"
+    runs = [output_dir / row.directory for row in ResultsStore(output_dir).rows()]
     assert set(output_dir.rglob("*.mp4")) == {
         output_dir / "media" / "side_by_side.mp4",
         *(directory / "media" / "100000.mp4" for directory in runs),
@@ -157,7 +151,7 @@ def test_baselines_stand_in_the_same_table(
     lines = capsys.readouterr().out.splitlines()
     labels = ["plain", "every 4", "DDIM 4", "uniform 3", "block-wise ACS 3"]
     assert [line[: len(label)] for line, label in zip(lines[2:], labels, strict=False)] == labels
-    rows = {row.method: row for row in ResultsTable(output_dir).rows()}
+    rows = {row.method: row for row in ResultsStore(output_dir).rows()}
     assert rows["ddim:4"].num_inference_steps == 4
     assert rows["ddim:4"].flops == rows["plain"].flops * 4 / K
     assert rows["uniform:3"].flops == rows["threshold:4"].flops
@@ -170,12 +164,12 @@ def test_run_again_keeps_what_is_there(
 ) -> None:
     command = [*arguments, "--cache_mode=threshold", "--skip_video"]
     assert main(command) == 0
-    first = ResultsTable(output_dir).rows()
+    first = ResultsStore(output_dir).rows()
     assert main([*command, "--baselines=ddim:4"]) == 0
-    assert ResultsTable(output_dir).rows()[:2] == first
+    assert ResultsStore(output_dir).rows()[:2] == first
     assert "kept" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
-    assert ResultsTable(output_dir).rows()[0].latency_p50 != first[0].latency_p50
+    assert ResultsStore(output_dir).rows()[0].latency_p50 != first[0].latency_p50
 
 
 def test_videos_of_a_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +180,7 @@ def test_videos_of_a_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     output_dir = tmp_path / "results"
     flags = [f"--checkpoint={checkpoint}", f"--output_dir={output_dir}", "--n_test=2", "--latency_calls=1"]
     assert main([*flags, "--cache_mode=threshold", "--num_caches=3"]) == 0
-    runs = [output_dir / row.directory for row in ResultsTable(output_dir).rows()]
+    runs = [output_dir / row.directory for row in ResultsStore(output_dir).rows()]
     both = output_dir / "media" / "side_by_side.mp4"
     assert set(output_dir.rglob("*.mp4")) == {both, *(directory / "media" / "100000.mp4" for directory in runs)}
     assert len(list(read_video(both))) == 4
@@ -205,11 +199,11 @@ def test_scores_do_not_depend_on_what_ran_before(pusht_policy: Any, spec: str) -
     method, task = parse_method(spec), PushTTask(max_steps=MAX_STEPS)
     plain_method = Method(ddim_steps=method.ddim_steps)
     observations = calibration_observations(pusht_policy, task)
-    schedule = prepare(pusht_policy, task, method, ScheduleSource("", Path()))
+    plan = make_plan(pusht_policy, task, method, ScheduleSource("", Path()))
     torch.manual_seed(12)
     seeds = [100_000, 100_001]
     plain = evaluate(pusht_policy, task, seeds, observations, plain_method, latency_calls=1)
-    cached = evaluate(pusht_policy, task, seeds, observations, method, schedule, engine="eager", latency_calls=1)
+    cached = evaluate(pusht_policy, task, seeds, observations, method, plan, engine="eager", latency_calls=1)
     assert cached.rollout.scores == pytest.approx(plain.rollout.scores, abs=1e-12)
     assert cached.action_error(plain).mean == 0
     assert cached.cost.flops == plain.cost.flops
@@ -222,11 +216,11 @@ def test_a_failing_rollout_leaves_the_policy_plain(pusht_policy: Any, monkeypatc
 
     task, method = PushTTask(max_steps=8), parse_method("ddim:4+threshold:2")
     observations = calibration_observations(pusht_policy, task)
-    schedule = prepare(pusht_policy, task, method, ScheduleSource("", Path()))
+    plan = make_plan(pusht_policy, task, method, ScheduleSource("", Path()))
     sampler = pusht_policy.noise_scheduler
     monkeypatch.setattr(PushTTask, "rollout", fail)
     with pytest.raises(RuntimeError, match="crashed"):
-        evaluate(pusht_policy, task, [1], observations, method, schedule, latency_calls=1)
+        evaluate(pusht_policy, task, [1], observations, method, plan, latency_calls=1)
     assert FastDiffusionPolicy.summary(pusht_policy).mode == "original"
     assert pusht_policy.noise_scheduler is sampler
     assert pusht_policy.num_inference_steps == K
@@ -239,14 +233,14 @@ def test_episodes_come_before_the_timing(pusht_policy: Any, monkeypatch: pytest.
     def note(name: str, function: Any) -> Any:
         return lambda *args, **options: done.append(name) or function(*args, **options)
 
-    for name in ("measure_latency", "normalised_actions"):
+    for name in ("measure_latency", "sampled_actions"):
         monkeypatch.setattr(comparison, name, note(name, getattr(comparison, name)))
     monkeypatch.setattr(PushTTask, "rollout", note("rollout", PushTTask.rollout))
     task, method = PushTTask(max_steps=8), parse_method("threshold:2")
     observations = calibration_observations(pusht_policy, task)
-    schedule = prepare(pusht_policy, task, method, ScheduleSource("", Path()))
-    evaluate(pusht_policy, task, [1], observations, method, schedule, latency_calls=1)
-    assert done == ["rollout", "measure_latency", "measure_latency", "normalised_actions"]
+    plan = make_plan(pusht_policy, task, method, ScheduleSource("", Path()))
+    evaluate(pusht_policy, task, [1], observations, method, plan, latency_calls=1)
+    assert done == ["rollout", "measure_latency", "measure_latency", "sampled_actions"]
 
 
 @pytest.mark.parametrize(

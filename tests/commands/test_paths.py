@@ -27,11 +27,9 @@ PATHS = {
     "demo": ["--checkpoint", "--output_dir"],
 }
 MODULES = {name: subcommand.module for name, subcommand in SUBCOMMANDS.items()} | {
-    "uniform": "bacinfer.commands.run_uniform_all",
-    "ablation": "bacinfer.commands.ablation_bac",
     "activations": "bacinfer.analysis.activation_analysis",
 }
-PATHS |= {"uniform": ["--output_dir"], "ablation": ["--output_dir"], "activations": PATHS["bu"]}
+PATHS |= {"activations": PATHS["bu"]}
 
 
 @pytest.mark.parametrize(("command", "flag"), [(command, flag) for command, flags in PATHS.items() for flag in flags])

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -83,8 +86,9 @@ BLOCK = ResidualBlock("ff_block", "mlp", residual=lambda layer, x: x)
 
 
 def test_registration_is_checked() -> None:
-    with pytest.raises(TypeError, match="Module class"):
-        register_layer(Other(), [BLOCK])  # type: ignore[arg-type]
+    for wrong in (int, 3, Other.forward):
+        with pytest.raises(TypeError, match="Module class, or a layer of it"):
+            register_layer(wrong, [BLOCK])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one block"):
         register_layer(Other, [])
     with pytest.raises(ValueError, match="a kind of its own"):
@@ -102,3 +106,41 @@ def test_layer_that_lacks_a_named_submodule_is_an_error() -> None:
             find_blocks(nn.ModuleList([Other()]))
     finally:
         unregister_layer(Other)
+
+
+def gated_layer() -> nn.Module:
+    """A layer of a class that is made anew each time, as models of remote code make theirs."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.Linear(4, 4)
+
+        def forward(self, x):  # type: ignore[no-untyped-def]
+            assert super() is not None  # keeps the class in the forward's closure
+            return x + self.mlp(x)
+
+    return Layer()
+
+
+def test_a_layer_stands_for_its_class_and_for_no_other_of_that_name() -> None:
+    layer = gated_layer()
+    register_layer(layer, [BLOCK])
+    register_layer(type(layer)(), [BLOCK])  # the same again, as in a loop over a model's layers
+    assert [block.key for block in find_blocks(nn.ModuleList([layer, type(layer)()]))] == ["0_ff_block", "1_ff_block"]
+    with pytest.raises(ValueError, match="no layer with known residual blocks"):
+        find_blocks(nn.ModuleList([gated_layer()]))
+    with pytest.raises(ValueError, match="registered already"):
+        register_layer(layer, [ResidualBlock("ff_block", "mlp", residual=lambda layer, x: layer.mlp(x))])
+    unregister_layer(layer)
+    with pytest.raises(ValueError, match="no layer with known residual blocks"):
+        find_blocks(nn.ModuleList([layer]))
+
+
+def test_registrations_of_classes_that_are_gone_are_gone() -> None:
+    layer = gated_layer()
+    register_layer(layer, [ResidualBlock("ff_block", "mlp", residual=type(layer).forward)])
+    gone = weakref.ref(type(layer))
+    del layer
+    gc.collect()
+    assert gone() is None

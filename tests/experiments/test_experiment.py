@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.experiments import experiment as module
-from bacinfer.experiments.experiment import Experiment, find_row, run, run_all
+from bacinfer.experiments.experiment import Experiment, run, run_all
 from bacinfer.experiments.method import PLAIN, parse_method
-from bacinfer.experiments.results_table import ResultsTable
 from bacinfer.experiments.run_files import read_plain_result
+from bacinfer.experiments.store import ResultsStore
+from bacinfer.policies import load_policy
 from bacinfer.tasks import PushTTask, Rollout
 from tiny_policies import K
 
@@ -27,7 +28,7 @@ def asked(checkpoint: Path) -> Experiment:
 
 
 def keys(results_dir: Path) -> list[str]:
-    return [row.method for row in ResultsTable(results_dir).rows()]
+    return [row.method for row in ResultsStore(results_dir).rows()]
 
 
 # -- keys --------------------------------------------------------------------------------------------------------
@@ -45,7 +46,7 @@ def test_a_key_is_stable(asked: Experiment, tmp_path: Path) -> None:
     [
         {"method": parse_method("uniform:4")},
         {"n_test": 3},
-        {"first_seed": 5},
+        {"first_episode_seed": 5},
         {"noise_seed": 1},
         {"n_envs": 1},
         {"latency_calls": 3},
@@ -81,9 +82,12 @@ def test_a_plain_run_serves_all_caches(asked: Experiment, steps_dir: Path) -> No
 def test_a_run_and_its_files(asked: Experiment, tmp_path: Path) -> None:
     row = run(asked, tmp_path)
     assert keys(tmp_path) == ["plain", "uniform:5"]
-    assert find_row(asked, tmp_path) == row
+    assert ResultsStore(tmp_path).find(asked.key) == row
     directory = tmp_path / row.directory
-    assert CacheSchedule.from_json((directory / "schedule.json").read_text()).num_inference_steps == K
+    plan = SamplingPlan.load(directory / "plan.json")
+    assert plan.cache is not None
+    assert plan.cache.num_inference_steps == K
+    assert plan.made_for == Fingerprint.of(load_policy(asked.checkpoint))
     scores = json.loads((directory / "scores.json").read_text())["scores"]
     assert sorted(scores) == ["100000", "100001"]
     assert row.score == pytest.approx(sum(scores.values()) / 2)
@@ -96,12 +100,12 @@ def test_a_run_and_its_files(asked: Experiment, tmp_path: Path) -> None:
     assert row.action_error_low is not None
     assert row.action_error_low <= row.action_error
 
-    plain = ResultsTable(tmp_path).rows()[0]
+    plain = ResultsStore(tmp_path).rows()[0]
     assert (plain.speedup, plain.action_error, plain.score_difference, plain.assets) == (1, 0, 0, None)
     assert (plain.score_difference_low, plain.score_difference_high) == (None, None)
     stored = read_plain_result(tmp_path / plain.directory)
     assert stored.result.cost.flops == plain.flops
-    assert not (tmp_path / plain.directory / "schedule.json").exists()
+    assert not (tmp_path / plain.directory / "plan.json").exists()
 
 
 def test_schedules_that_were_found_lie_in_the_results(asked: Experiment, tmp_path: Path) -> None:
@@ -123,7 +127,24 @@ def test_an_interrupted_run_is_run_again(asked: Experiment, tmp_path: Path, monk
         "kept",
         "evaluated",
     ]
-    assert ResultsTable(tmp_path).rows()[0] == plain
+    assert ResultsStore(tmp_path).rows()[0] == plain
+
+
+def test_an_interrupted_forced_run_leaves_no_row(
+    asked: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row would be that of other files than those that lie beside it."""
+    plain = replace(asked, method=PLAIN)
+    row = run(plain, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "evaluate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(plain, tmp_path, force=True)
+    assert ResultsStore(tmp_path).rows() == [row]  # no file was written yet
+    monkeypatch.setattr(module, "write_results", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(plain, tmp_path, force=True)
+    assert ResultsStore(tmp_path).rows() == []
 
 
 def interrupt(*_: Any, **__: Any) -> None:
@@ -160,7 +181,7 @@ def test_a_failed_run_of_the_plain_policy_is_not_run_again(
     assert {outcome.detail for outcome in outcomes} == {
         "the plain policy, which it is compared with, failed: no kitchen"
     }
-    run_all([replace(asked, first_seed=7)], tmp_path / "plain implied")
+    run_all([replace(asked, first_episode_seed=7)], tmp_path / "plain implied")
     assert len(rollouts) == 3  # another plain run
 
 
@@ -176,7 +197,7 @@ def test_two_processes_share_one_run(asked: Experiment, tmp_path: Path) -> None:
     for worker in workers:
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
-    assert len((tmp_path / "results_table.csv").read_text().splitlines()) == 3
+    assert sorted(keys(tmp_path)) == ["plain", "uniform:5"]
 
 
 def test_damaged_results_of_the_plain_policy(asked: Experiment, tmp_path: Path) -> None:
@@ -210,7 +231,7 @@ def test_sub_tasks_have_intervals(asked: Experiment, tmp_path: Path, monkeypatch
     row = run(replace(asked, n_test=10), tmp_path)
     assert (row.score, row.score_low, row.score_difference) == (None, None, None)
     assert row.sub_scores is not None
-    subs = json.loads(row.sub_scores)
+    subs = row.sub_scores
     assert list(subs) == ["p_1", "p_2"]
     low, high = subs["p_1"]["interval_95"]
     assert 0.2 < low < 0.5 < high < 0.8

@@ -75,3 +75,14 @@ def test_what_is_no_method(spec: str) -> None:
 def test_impossible_numbers_and_metrics(spec: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_method(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "cache_mode"),
+    [
+        *(("plain", "original"), ("lossless", "original"), ("ddim:4+uniform:2", "threshold"), ("edit:0-2", "edit")),
+        *(("unified:3", "edit"), ("blockwise:3", "optimal"), ("bac:3:1", "optimal")),
+    ],
+)
+def test_what_bacinfers_records_call_a_method(spec: str, cache_mode: str) -> None:
+    assert parse_method(spec).cache_mode == cache_mode

@@ -14,7 +14,7 @@ from bacinfer.policies.checkpoint import create_policy, write_checkpoint
 from bacinfer.policies.reference import DiffusionTransformerLowdimPolicy
 from tiny_policies import VARIANTS, fitted_normalizer, observations, randomise, tiny_config
 
-HYBRID = "diffusion_policy.policy.diffusion_transformer_hybrid_image_policy.DiffusionTransformerHybridImagePolicy"
+UNET = "diffusion_policy.policy.diffusion_unet_hybrid_image_policy.DiffusionUnetHybridImagePolicy"
 
 
 def make_policy(cfg: Any) -> Any:
@@ -246,9 +246,9 @@ def test_a_policy_without_stand_in_names_what_to_install(
         raise ModuleNotFoundError("No module named 'diffusion_policy'")
 
     monkeypatch.setattr(diffusion_policy, "find", not_installed)
-    checkpoint = read_checkpoint(written[0])
-    checkpoint.cfg.policy = {"_target_": HYBRID, "noise_scheduler": checkpoint.cfg.policy.noise_scheduler}
-    with pytest.raises(RuntimeError, match=r"DiffusionTransformerHybridImagePolicy.*No module.*real-stanford"):
+    checkpoint = read_checkpoint(written[0], trust_checkpoint=True)
+    checkpoint.cfg.policy = {"_target_": UNET}
+    with pytest.raises(RuntimeError, match=r"DiffusionUnetHybridImagePolicy.*No module.*real-stanford"):
         create_policy(checkpoint)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,28 @@ pytest.importorskip(
 import torch
 
 from bacinfer import FastDiffusionPolicy
+from bacinfer.core.engines.fused.recognition import unknown_function
 from bacinfer.policies import Checkpoint
 from bacinfer.policies.checkpoint import create_policy
+from core.fused.fused_helpers import assert_agree, with_cache
 from tiny_policies import VARIANTS, fitted_normalizer, observations, randomise, tiny_config
 
-BOUND = 1e-5  # of normalised actions
+
+def test_its_functions_are_known() -> None:
+    policy = create_policy(Checkpoint(Path("none"), tiny_config(), {}))
+    assert unknown_function(policy) is None
+
+
+def test_a_loop_of_a_subclass_is_not_known() -> None:
+    policy = create_policy(Checkpoint(Path("none"), tiny_config(), {}))
+
+    class Clamped(type(policy)):  # type: ignore[misc]
+        @functools.wraps(type(policy).conditional_sample)
+        def conditional_sample(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+            return super().conditional_sample(*args, **kwargs).clamp(-0.5, 0.5)
+
+    policy.__class__ = Clamped
+    assert unknown_function(policy) == f"{Clamped.__qualname__}.conditional_sample"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -27,19 +45,13 @@ def test_it_is_chosen_and_equals_the_eager_engine(variant: str) -> None:
     assert type(policy).__module__.startswith("diffusion_policy.")
     policy.set_normalizer(fitted_normalizer())
 
-    def act(**cache: object) -> torch.Tensor:
-        cached = FastDiffusionPolicy.apply_cache(copy.deepcopy(policy), **cache)
+    def act(cached: Any) -> torch.Tensor:
         torch.manual_seed(0)
         with torch.no_grad():
-            actions = policy.normalizer["action"].normalize(cached.predict_action(observations())["action_pred"])
-        if cache["cache_mode"] != "original":
-            assert FastDiffusionPolicy.summary(cached).engine == ("eager" if "engine" in cache else "fused")
-        return actions
+            return cached.normalizer["action"].normalize(cached.predict_action(observations())["action_pred"])
 
-    for caching in (
-        {"cache_mode": "threshold", "cache_threshold": 1},
-        {"cache_mode": "threshold", "cache_threshold": 4},
-    ):
-        torch.testing.assert_close(act(**caching), act(**caching, engine="eager"), rtol=0, atol=BOUND)
-    lossless = act(cache_mode="original", engine="fused")
-    torch.testing.assert_close(lossless, act(cache_mode="original"), rtol=0, atol=BOUND)
+    for interval in (1, 4):
+        fused = with_cache(policy, "auto", cache_threshold=interval)
+        assert_agree(act(fused), with_cache(policy, "eager", cache_threshold=interval), act)
+        assert FastDiffusionPolicy.summary(fused).engine == "fused"
+    assert_agree(act(with_cache(policy, "fused", cache_mode="original")), policy, act)

@@ -383,6 +383,22 @@ OBJECTS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "state_dicts",
+    [{}, {1: {}}, {"ema_model": 3}, {"ema_model": [1]}, {"ema_model": {"a": 1}}, {"ema_model": {1: torch.ones(10**5)}}],
+)
+def test_weights_that_are_none_are_an_error(state_dicts: dict[Any, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a\.ckpt.*weights"):
+        load_policy(save(tmp_path / "a.ckpt", state_dicts=state_dicts))
+
+
+@pytest.mark.parametrize("pickles", [{"epoch": 3}, {"epoch": b"\x80\x04]"}, {"epoch": b"cos\nsystem\n."}, [b""]])
+def test_progress_that_is_none_is_an_error(pickles: Any, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.ckpt", pickles=pickles)
+    with pytest.raises(ValueError, match=r"a\.ckpt"):
+        read_checkpoint(path).progress("epoch")
+
+
 @pytest.mark.parametrize("pickle_module", [pickle, dill])
 @pytest.mark.parametrize("name", OBJECTS)
 def test_no_object_of_a_configuration_is_built_from_the_file(name: str, pickle_module: Any, tmp_path: Path) -> None:

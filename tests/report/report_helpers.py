@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from bacinfer.analysis.block_selection import write_selections
-from bacinfer.assets import RunAssets, write_arrays, write_json, write_text
+from bacinfer.assets import RunAssets, write_arrays, write_json
+from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
-from bacinfer.experiments.results_table import _HEADER, TABLE_FILE, Row, _line, _write
-from bacinfer.experiments.run_files import SCHEDULE_FILE, SCORES_FILE
+from bacinfer.experiments.run_files import PLAN_FILE, SCORES_FILE
+from bacinfer.experiments.store import ResultsStore, Row
 from bacinfer.tasks.video import open_video
 from small_experiments import make_row
 
@@ -28,7 +29,7 @@ MEASURED = {
     "checkpoint": "checkpoint/tiny.ckpt",
     "checkpoint_sha256": "0123456789abcdef",
     "num_inference_steps": K,
-    "first_seed": FIRST_SEED,
+    "first_episode_seed": FIRST_SEED,
     "n_test": 50,
     "hardware": "a computer",
     "device": "cpu",
@@ -40,20 +41,19 @@ MEASURED = {
 
 def plain_row(key: str = "plain") -> Row:
     plain = {"label": "plain", "method": "plain", "flops": 10**9, "speedup": 1.0}
-    return make_row(key, directory=f"runs/{key}", **MEASURED, **plain)
+    return make_row(key, **MEASURED, **plain)
 
 
 def bac_row(key: str = "bac", **values: object) -> Row:
     bac = {"label": "BAC 5, BU 1", "method": "bac:5:1", "num_caches": 5, "num_bu_blocks": 1, "metric": "cosine"}
     bac |= {"flops": 10**8, "speedup": 4.0}
-    return make_row(key, directory=f"runs/{key}", assets=ASSETS, engine="eager", **{**MEASURED, **bac, **values})
+    return make_row(key, assets=ASSETS, engine="eager", **{**MEASURED, **bac, **values})
 
 
 def write_table(results_dir: Path, rows: Sequence[Row]) -> None:
-    """All at once, what `ResultsTable.append` would write one by one."""
-    lines = [_line(_HEADER), *(_line([_write(value) for value in astuple(row)]) for row in rows)]
-    results_dir.mkdir(parents=True, exist_ok=True)
-    (results_dir / TABLE_FILE).write_bytes(b"".join(lines))
+    """The rows alone, in this order."""
+    for n, row in enumerate(rows):
+        ResultsStore(results_dir).write(replace(row, finished=f"{row.finished}{n:04}"))
 
 
 def similarity(n: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def write_assets(results_dir: Path) -> None:
 def write_run(results_dir: Path, row: Row, *, filmed: bool = False) -> None:
     directory = results_dir / row.directory
     if row.engine is not None:
-        write_text(directory / SCHEDULE_FILE, SCHEDULE.to_json())
+        SamplingPlan(SCHEDULE).save(directory / PLAN_FILE)
     write_json(directory / SCORES_FILE, {"scores": {str(FIRST_SEED): 0.5}})
     if filmed:
         with open_video(directory / "media" / f"{FIRST_SEED}.mp4") as video:

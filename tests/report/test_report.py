@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 import time
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bacinfer.commands.report import main, write_report
+from bacinfer.commands.report import main
 from bacinfer.core.schedule import CacheSchedule
-from bacinfer.experiments.results_table import TABLE_FILE
-from bacinfer.report import contents as report_contents
-from bacinfer.report.contents import run_table, schedule_map
+from bacinfer.report.page import write_report
+from bacinfer.report.sections import comparisons
+from bacinfer.report.sections.runs import run_table
+from bacinfer.report.sections.schedules import schedule_map
 from report.report_helpers import (
     ASSETS,
     BLOCKS,
@@ -73,6 +75,14 @@ def test_pictures_lie_beside_it_as_png_and_svg(results: Path, tmp_path: Path) ->
     assert not list(results.glob("report*"))
 
 
+def test_the_table_lies_beside_it_as_csv(results: Path) -> None:
+    write_report(results)
+    with (results / "report.csv").open(newline="", encoding="utf-8") as file:
+        plain, bac = csv.DictReader(file)
+    assert (plain["method"], bac["method"], bac["directory"]) == ("plain", "bac:5:1", "runs/bac-5-1-bac")
+    assert (float(bac["speedup"]), bac["training_seed"], bac["sub_scores"]) == (4.0, "", "")
+
+
 def test_similarities_are_those_to_the_step_that_is_reused() -> None:
     schedule = CacheSchedule(K, {block: [0, 5, 6] for block in BLOCKS})
     data = schedule_map("BAC", schedule, [SELECTED], "cosine", {BLOCKS[1]: similarity(1)}).data
@@ -111,13 +121,13 @@ def test_what_files_say_is_text(results: Path) -> None:
     rows = [replace(plain_row(), **hostile), bac_row(**hostile)]
     write_table(results, rows)
     block = "<script>alert(3)</script>.0_<b>"  # no block key
-    text = (results / rows[1].directory / "schedule.json").read_text().replace(BLOCKS[0], "<img onerror=x>.0_sa_block")
-    (results / rows[1].directory / "schedule.json").write_text(text)
+    text = (results / rows[1].directory / "plan.json").read_text().replace(BLOCKS[0], "<img onerror=x>.0_sa_block")
+    (results / rows[1].directory / "plan.json").write_text(text)
     html = write_report(results).read_text()
     assert "&lt;img src=x" in html
     assert "<img" not in html
     assert html.count("<script") == 2  # its own, and the map's data
-    (results / rows[1].directory / "schedule.json").write_text(text.replace(BLOCKS[1], block))
+    (results / rows[1].directory / "plan.json").write_text(text.replace(BLOCKS[1], block))
     html = write_report(results).read_text()
     assert "does not end in" in html
     assert "<script>alert" not in html
@@ -126,12 +136,11 @@ def test_what_files_say_is_text(results: Path) -> None:
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("runs/bac/media", "1 of the 2 methods were not filmed"),
-        ("runs/bac/schedule.json", "schedule.json"),
+        ("runs/bac-5-1-bac/media", "1 of the 2 methods were not filmed"),
+        ("runs/bac-5-1-bac/plan.json", "plan.json"),
         (ASSETS, "assets directory is no longer there"),
         (f"{ASSETS}/similarity_matrices.npz", "no similarity_matrices.npz"),
         (f"{ASSETS}/bu_block_selection", "block_l1_errors.pkl"),
-        ("runs", "No episode was filmed"),
     ],
 )
 def test_what_is_missing_is_said(results: Path, missing: str, said: str) -> None:
@@ -141,7 +150,7 @@ def test_what_is_missing_is_said(results: Path, missing: str, said: str) -> None
 
 
 @pytest.mark.parametrize(
-    "damaged", ["runs/bac/schedule.json", f"{ASSETS}/similarity_matrices.npz", "runs/bac/scores.json"]
+    "damaged", ["runs/bac-5-1-bac/plan.json", f"{ASSETS}/similarity_matrices.npz", "runs/bac-5-1-bac/scores.json"]
 )
 def test_what_is_damaged_is_said(results: Path, damaged: str) -> None:
     (results / damaged).write_text("{ not what")
@@ -151,8 +160,8 @@ def test_what_is_damaged_is_said(results: Path, damaged: str) -> None:
 
 
 def test_large_videos_are_left_out(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = (results / "runs/plain/media/100000.mp4").stat().st_size
-    monkeypatch.setattr(report_contents, "MAX_FILM_BYTES", size)
+    size = (results / "runs/plain-plain/media/100000.mp4").stat().st_size
+    monkeypatch.setattr(comparisons, "MAX_FILM_BYTES", size)
     html = write_report(results).read_text()
     assert html.count("<video") == 1
     assert "too large" in html
@@ -167,19 +176,20 @@ def test_pictures_of_as_many_comparisons_as_asked_for(tmp_path: Path) -> None:
     assert html.count("Cost and quality") == 2
     assert html.count('<details class="map"') == 1  # it is the same schedule
     assert "--pictured 3" in html
+    assert "No episode was filmed" in html
     assert "--pictured" not in write_report(tmp_path, num_pictured=3).read_text()
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "notes.txt.*expected a results_table.csv"), ("Method,Steps\nBAC,10\n", "no results table")],
+    [(None, r"notes.txt.*expected runs/\*/row.json"), ("key,task\n", "results_table.csv is of an earlier version")],
 )
 def test_a_foreign_directory(
     tmp_path: Path, content: str | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     if content is not None:
-        (tmp_path / TABLE_FILE).write_text(content)
+        (tmp_path / "results_table.csv").write_text(content)
     assert main([str(tmp_path)]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "report.html").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bacinfer.commands.report import write_report
+from bacinfer.report.page import write_report
 from report.report_helpers import (
     BLOCKS,
     SCHEDULE,

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from bacinfer import assets
 from bacinfer.analysis.block_selection import write_selections
 from bacinfer.analysis.block_statistics import BlockStatistics
+from bacinfer.analysis.find_plan import Schedules, find_schedules
 from bacinfer.analysis.plots import plot_schedules, plot_similarities
 from bacinfer.analysis.residuals import (
     noise_seed,
@@ -26,13 +27,10 @@ from bacinfer.analysis.residuals import (
     write_recording,
 )
 from bacinfer.analysis.similarity import find_metric
-from bacinfer.analysis.update_steps import check_budgets, optimal_update_steps
-from bacinfer.core.schedule import CacheSchedule
+from bacinfer.analysis.update_steps import check_budgets
 from bacinfer.tasks import Task
 
 DEFAULT_BUDGETS = (5, 8, 10, 20)
-
-Schedules = dict[str, dict[int, CacheSchedule]]  # metric, then M
 
 
 @dataclass(frozen=True)
@@ -126,28 +124,6 @@ def _resume(
         return BlockStatistics(all_metrics), []
     _say(f"using {path}, which has demos {done} (--force_recompute records them again)")
     return statistics, done
-
-
-def find_schedules(statistics: BlockStatistics, metrics: Iterable[str], budgets: Sequence[int]) -> Schedules:
-    """The schedule of all blocks for every metric and budget, without bubbling union.
-
-    Raises:
-        ValueError: if a budget is not in 1..K.
-    """
-    schedules: Schedules = {}
-    for metric in metrics:
-        maximise = find_metric(metric).maximise
-        matrices = statistics.matrices(metric)
-        found = {m: optimal_update_steps(s, budgets, maximise=maximise) for m, s in matrices.items()}
-        schedules[metric] = {
-            budget: CacheSchedule(
-                len(next(iter(matrices.values()))),
-                {statistics.block_keys[module]: steps[budget] for module, steps in found.items()},
-                f"optimal {metric}, M = {budget}",
-            )
-            for budget in budgets
-        }
-    return schedules
 
 
 def write_schedules(run: assets.RunAssets, schedules: Schedules, block_keys: Mapping[str, str]) -> None:

@@ -6,10 +6,10 @@ The residuals are those that the policy uses: computed ones, or, under a cache, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ from torch import Tensor
 from bacinfer import assets
 from bacinfer.analysis.similarity import check_residuals, num_finite_steps
 from bacinfer.core.blocks import Block
+from bacinfer.core.calls import sample, seeded_noise
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.engines.observing import observe_residuals
-from bacinfer.tasks import Task
-from bacinfer.tasks.base import seeded_noise
+
+if TYPE_CHECKING:
+    from bacinfer.tasks import Task
 
 DEFAULT_DEMO = 11
 DEFAULT_SEED = 11
@@ -30,21 +32,21 @@ DEFAULT_SEED = 11
 
 @dataclass(frozen=True)
 class Recording:
-    """What one `predict_action` did.
+    """What one call of a policy did.
 
     Attributes:
         residuals: Module name (``decoder.layers.0.dropout1``) to its residuals [K, B, T, D], on the CPU, in the order
             of the forward.
         block_keys: Module name to block key (``decoder.layers.0_sa_block``).
-        result: What `predict_action` returned.
+        result: What the policy returned.
     """
 
     residuals: dict[str, Tensor]
     block_keys: dict[str, str]
-    result: dict[str, Tensor]
+    result: Any
 
 
-def record(policy: Any, obs: Mapping[str, Tensor], noise_seed: int) -> Recording:
+def record(policy: Any, obs: Any, noise_seed: int) -> Recording:
     """Samples an action for `obs`, with noise from `noise_seed`, and keeps all residuals.
 
     Raises:
@@ -58,7 +60,7 @@ def record(policy: Any, obs: Mapping[str, Tensor], noise_seed: int) -> Recording
         steps.setdefault(block.module_name, []).append(residual.detach().clone())
 
     with torch.no_grad(), seeded_noise(policy, noise_seed), observe_residuals(policy, keep):
-        result = policy.predict_action(obs)
+        result = sample(policy, obs)
     residuals = {module: torch.stack(tensors).cpu() for module, tensors in steps.items()}
     # NaN spreads: the block to name is that of the earliest step and, of equal ones, the first in the forward.
     for module in sorted(residuals, key=lambda module: num_finite_steps(residuals[module])):
@@ -69,12 +71,21 @@ def record(policy: Any, obs: Mapping[str, Tensor], noise_seed: int) -> Recording
 def recordings(policy: Any, task: Task, demo_idx: int, num_observations: int, random_seed: int) -> Iterator[Recording]:
     """Recordings at the first policy calls of the episode that starts at `demo_idx`, each with noise of its own.
 
-    The noise depends on the arguments alone, not on what was recorded before.
+    The noise depends on the arguments alone, not on what was recorded before. An episode that ends early gives fewer.
+
+    Raises:
+        ValueError: if the seed or the demo is negative.
     """
-    seeds = [noise_seed(random_seed, demo_idx, index) for index in range(num_observations)]
-    observations = task.observations(policy, demo_idx, num_observations)
-    for obs, seed in zip(observations, seeds, strict=False):  # an episode may end early
-        yield record(policy, obs, seed)
+    noise_seed(random_seed, demo_idx)  # what is negative is refused before the task runs
+    return record_all(policy, task.observations(policy, demo_idx, num_observations), random_seed, demo_idx)
+
+
+def record_all(
+    policy: Any, observations: Iterable[Any], random_seed: int = DEFAULT_SEED, demo_idx: int = DEFAULT_DEMO
+) -> Iterator[Recording]:
+    """Recordings at observations, the index-th with the noise of the index-th policy call of a demo."""
+    for index, obs in enumerate(observations):
+        yield record(policy, obs, noise_seed(random_seed, demo_idx, index))
 
 
 def noise_seed(random_seed: int, demo_idx: int, index: int = 0) -> int:

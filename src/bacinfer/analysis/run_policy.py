@@ -25,10 +25,10 @@ from bacinfer.commands.options import (
     path_argument,
     run_command,
 )
+from bacinfer.core.calls import seeded_noise, timed_call
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.summary import CacheSummary
 from bacinfer.tasks import make_task
-from bacinfer.tasks.base import seeded_noise, timed_call
 
 REPETITIONS = 3
 

@@ -83,8 +83,11 @@ def _checked(similarity: Array) -> Array:
     return similarity
 
 
-def check_budgets(budgets: Iterable[int], num_steps: int) -> list[int]:
+def check_budgets(budgets: Iterable[int], num_steps: int, name: str = "num_caches") -> list[int]:
     """The budgets, if each is a possible number of update steps for K = `num_steps` denoising steps.
+
+    Args:
+        name: What the caller calls a budget, for the message.
 
     Raises:
         ValueError: if one is not an integer in 1..K.
@@ -93,6 +96,6 @@ def check_budgets(budgets: Iterable[int], num_steps: int) -> list[int]:
     for budget in budgets:
         if isinstance(budget, bool) or not hasattr(budget, "__index__") or not 1 <= budget <= num_steps:
             raise ValueError(
-                f"num_caches must be an integer in 1..{num_steps} (K, the number of denoising steps), got {budget!r}"
+                f"{name} must be an integer in 1..{num_steps} (K, the number of denoising steps), got {budget!r}"
             )
     return budgets

@@ -16,15 +16,15 @@ from bacinfer.analysis.residuals import DEFAULT_DEMO, DEFAULT_SEED, file_digest
 from bacinfer.assets import RunAssets, write_text
 from bacinfer.commands.episode_options import report_failures
 from bacinfer.commands.options import add_policy_arguments, load_policy_and_config, path_argument, run_command
-from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.plan import SamplingPlan
 from bacinfer.experiments.experiment import Experiment, run_all
 from bacinfer.experiments.method import parse_methods
-from bacinfer.experiments.run_files import SCHEDULE_FILE
+from bacinfer.experiments.run_files import PLAN_FILE
 from bacinfer.report.table import format_methods
 from bacinfer.report.video import write_side_by_side
 from bacinfer.tasks import make_task
 
-SHIPPED_CHECKPOINT = "assets/pusht/pusht_transformer.ckpt"
+SHIPPED_CHECKPOINT = Path(__file__).with_name("pusht_transformer.ckpt")  # the one in assets/
 METRIC = "cosine"
 METHODS = parse_methods("plain,uniform:20,bac:20:5,bac:10:5")  # the plain policy first, BAC last
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
     plain, bac = rows[0], rows[-1]
     video = write_side_by_side(args.output_dir / "side_by_side.mp4", args.output_dir, [plain, bac])
-    schedule = CacheSchedule.from_json((args.output_dir / bac.directory / SCHEDULE_FILE).read_text())
+    schedule = SamplingPlan.load(args.output_dir / bac.directory / PLAN_FILE).cache
     write_text(args.output_dir / "schedule.txt", f"{schedule}\n")
     print(f"\n{schedule}\n\n{format_methods(rows)}\n")
     print(

@@ -11,7 +11,7 @@ from bacinfer.core.cache_request import DEFAULT_THRESHOLD, CacheRequest
 from bacinfer.core.engines import LOSSLESS_ENGINES
 from bacinfer.experiments.experiment import (
     DEFAULT_EPISODES,
-    DEFAULT_FIRST_SEED,
+    DEFAULT_FIRST_EPISODE_SEED,
     DEFAULT_LATENCY_CALLS,
     Outcome,
 )
@@ -41,12 +41,14 @@ def add_episode_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_seed_arguments(parser: argparse.ArgumentParser) -> None:
-    """--seed and --noise_seed."""
+    """--first_episode_seed and --noise_seed."""
     parser.add_argument(
+        "--first_episode_seed",
         "--seed",
         type=int,
-        default=DEFAULT_FIRST_SEED,
-        help="first test seed; the others follow (default: %(default)s)",
+        default=DEFAULT_FIRST_EPISODE_SEED,
+        metavar="SEED",
+        help="seed of the first episode; the others follow (default: %(default)s)",
     )
     parser.add_argument(
         "--noise_seed", type=int, default=0, metavar="SEED", help="seed of the sampling noise (default: %(default)s)"
@@ -55,9 +57,9 @@ def add_seed_arguments(parser: argparse.ArgumentParser) -> None:
 
 def episode_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Experiment` from the flags of the two above, `add_policy_arguments` and `add_engine_argument`."""
-    names = ("device", "trust_checkpoint", "n_test", "n_envs", "latency_calls", "noise_seed", "engine")
-    settings = {name: getattr(args, name) for name in names}
-    return {"checkpoint": str(args.checkpoint), "first_seed": args.seed, **settings}
+    episodes = ("n_test", "n_envs", "first_episode_seed", "noise_seed", "latency_calls")
+    names = (*episodes, "device", "engine", "trust_checkpoint")
+    return {"checkpoint": str(args.checkpoint), **{name: getattr(args, name) for name in names}}
 
 
 def cache_method(request: CacheRequest, engine: str) -> Method:

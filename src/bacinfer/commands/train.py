@@ -15,14 +15,14 @@ from bacinfer.training.trainer import Trainer
 from bacinfer.training.weights import export_checkpoint
 
 _DATA_HELP = {
-    "train_pusht": "demonstrations: an .npz file, or Diffusion Policy's pusht_cchi_v7_replay.zarr folder",
+    "train_pusht": "demonstrations: an .npz file, or Diffusion Policy's pusht_cchi_v7_replay.zarr folder, published at "
+    "https://diffusion-policy.cs.columbia.edu/data/training/ (default: data/pusht/pusht_cchi_v7_replay.zarr)",
     "train_arm": "demonstrations: an .npz file; recorded if it is not there (default: data/metaworld/TASK.npz)",
 }
 
 
 def build_parser(config: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"{config}.py",
         description="Train a transformer diffusion policy on demonstrations. Running the same command again continues "
         "an interrupted run.",
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,16 +14,16 @@ from torch import nn
 from bacinfer.core.blocks import Block, find_blocks, num_weights
 from bacinfer.core.engines import AUTO, Engine, choose_engine
 from bacinfer.core.engines.base import APPLIED
-from bacinfer.core.handle import PolicyHandle
+from bacinfer.core.handle import Policy, PolicyHandle
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.core.summary import BlockCounts, CacheSummary
 
-_Policy = TypeVar("_Policy")
+_Policy = TypeVar("_Policy", bound=Policy | PolicyHandle)
 
 
 @dataclass
-class _Applied:
+class Applied:
     """What a policy carries while something is applied to it: the one object that all of it lives in."""
 
     mode: str
@@ -54,7 +55,7 @@ def apply(
     A policy that has a plan already gets the new one instead. Everything else about it stays as it was.
 
     Args:
-        policy: A policy (see `Policy`), or its `PolicyHandle`.
+        policy: A policy, or its handle.
         plan: The plan, a schedule of its cache alone, or the path of a file that holds one of them. A plan without a
             cache runs every block at every step: exactly the policy's own actions, as fast as the engine can.
         engine: What runs it: ``eager`` replaces the forwards of the layers of any policy; ``fused`` runs the whole
@@ -90,7 +91,7 @@ def apply_schedule(policy: Any, schedule: CacheSchedule, *, mode: str, engine: s
     handle = PolicyHandle.of(policy)
     blocks = find_blocks(handle.model)
     messages = _check_fit(schedule, [block.key for block in blocks], handle.num_inference_steps)
-    _replace(policy, _Applied(mode, schedule, blocks, choose_engine(engine, policy, blocks, schedule), messages))
+    switch(policy, Applied(mode, schedule, blocks, choose_engine(engine, policy, blocks, schedule), messages))
     for message in messages:
         warnings.warn(message, stacklevel=3)
 
@@ -98,10 +99,14 @@ def apply_schedule(policy: Any, schedule: CacheSchedule, *, mode: str, engine: s
 def remove(policy: _Policy) -> _Policy:
     """Restores `policy` exactly, in place; returns it. A policy to which nothing is applied stays as it is.
 
+    Args:
+        policy: A policy, or its handle.
+
     Raises:
+        TypeError: the policy lacks a part.
         RuntimeError: a method that was replaced was replaced again since; nothing is changed then.
     """
-    _replace(policy, None)
+    switch(policy, None)
     return policy
 
 
@@ -110,21 +115,30 @@ def refresh(policy: _Policy) -> _Policy:
 
     Needed after writes that PyTorch cannot see, through ``tensor.data`` or NumPy, to parts of a weight: a fused engine
     finds those by itself, but only within 64 calls.
+
+    Args:
+        policy: A policy, or its handle.
+
+    Raises:
+        TypeError: the policy lacks a part.
     """
-    applied = _applied(policy)
+    applied = applied_to(policy)
     if applied is not None:
         applied.engine.refresh()
     return policy
 
 
-def summary(policy: Any) -> CacheSummary:
+def summary(policy: Policy | PolicyHandle) -> CacheSummary:
     """Mode, engine, K, updates and reuses of each block, the share of FLOPs that is left, warnings given.
+
+    Args:
+        policy: A policy, or its handle.
 
     Raises:
         TypeError: the policy lacks a part.
         ValueError: its model has no layer of a registered class.
     """
-    handle, applied = PolicyHandle.of(policy), _applied(policy)
+    handle, applied = PolicyHandle.of(policy), applied_to(policy)
     if applied is None:
         blocks, K, schedule = find_blocks(handle.model), handle.num_inference_steps, None
     else:
@@ -143,6 +157,31 @@ def summary(policy: Any) -> CacheSummary:
         warnings=applied.warnings if applied else (),
         schedule=schedule,
     )
+
+
+def applied_to(policy: Any) -> Applied | None:
+    """What is applied to a policy."""
+    return vars(PolicyHandle.of(policy).owner).get(APPLIED)
+
+
+def switch(policy: Any, new: Applied | None) -> None:
+    """Applies what was applied to the policy before, with what its engine has made since, instead of what is now."""
+    owner, old = PolicyHandle.of(policy).owner, applied_to(policy)
+    if old is not None:
+        old.uninstall(owner)
+    if new is not None:
+        new.install(owner)
+
+
+@contextmanager
+def left_as_found(policy: Any) -> Iterator[None]:
+    """Inside, a policy is plain, and plans may be applied to it; afterwards it has what it had before."""
+    before = applied_to(policy)
+    switch(policy, None)
+    try:
+        yield
+    finally:
+        switch(policy, before)
 
 
 def _read(plan: SamplingPlan | CacheSchedule | str | Path) -> SamplingPlan:
@@ -169,18 +208,6 @@ def _check_fit(schedule: CacheSchedule, keys: Sequence[str], num_inference_steps
     if missing:
         return (f"no update steps for {', '.join(missing)}: computed at every step",)
     return ()
-
-
-def _applied(policy: Any) -> _Applied | None:
-    return vars(PolicyHandle.of(policy).owner).get(APPLIED)
-
-
-def _replace(policy: Any, new: _Applied | None) -> None:
-    owner, old = PolicyHandle.of(policy).owner, _applied(policy)
-    if old is not None:
-        old.uninstall(owner)
-    if new is not None:
-        new.install(owner)
 
 
 def _flops_fraction(model: nn.Module, blocks: Sequence[Block], updates: Mapping[str, int], K: int) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
@@ -109,40 +110,59 @@ def num_weights(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.ndim == 2)
 
 
-_ADAPTERS: dict[type[nn.Module], LayerAdapter] = {}
+_ADAPTER = "_bacinfer_adapter"
+"""The attribute of a layer class that holds its adapter, so that it lives as long as the class."""
+
+_registered: WeakSet[type[nn.Module]] = WeakSet()
 
 
-def register_layer(layer_class: type[nn.Module], blocks: Sequence[ResidualBlock]) -> None:
-    """Makes the layers of `layer_class` cacheable.
+def register_layer(layer: type[nn.Module] | nn.Module, blocks: Sequence[ResidualBlock]) -> None:
+    """Makes the layers of a class cacheable.
 
     The class is matched exactly as far as its forward goes: a subclass that overrides `forward` needs a
-    registration of its own.
+    registration of its own. A registration lives as long as the class: one for each model is no leak where classes are
+    made anew for each.
 
     Args:
-        layer_class: The layer; ``layer_class.forward(self, x, ...)`` returns a tensor shaped like x.
+        layer: The layer class, or one of its layers, where a model makes its classes itself:
+            ``forward(self, x, ...)`` returns a tensor shaped like x [B, T, D].
         blocks: Its residual blocks, in the order in which forward applies them.
 
     Raises:
-        TypeError: if `layer_class` is not a module class.
-        ValueError: if there are no blocks, two of one kind, or the class is registered already.
+        TypeError: if `layer` is neither a module class nor a module.
+        ValueError: if there are no blocks, two of one kind, or the class is registered with other blocks.
     """
-    if not (inspect.isclass(layer_class) and issubclass(layer_class, nn.Module)):
-        raise TypeError(f"register_layer takes a torch.nn.Module class, got {layer_class!r}")
+    layer_class = _class_of(layer)
     kinds = [block.kind for block in blocks]
     if not blocks or len(set(kinds)) != len(kinds):
         raise ValueError(f"{layer_class.__name__} needs at least one block and a kind of its own for each, got {kinds}")
-    if layer_class in _ADAPTERS:
+    adapter = LayerAdapter(layer_class, layer_class.forward, tuple(blocks))
+    if vars(layer_class).get(_ADAPTER, adapter) != adapter:
         raise ValueError(f"{layer_class.__name__} is registered already; call unregister_layer first")
-    _ADAPTERS[layer_class] = LayerAdapter(layer_class, layer_class.forward, tuple(blocks))
+    setattr(layer_class, _ADAPTER, adapter)
+    _registered.add(layer_class)
 
 
-def unregister_layer(layer_class: type[nn.Module]) -> None:
-    """Takes back `register_layer`; caches that are applied already keep working.
+def unregister_layer(layer: type[nn.Module] | nn.Module) -> None:
+    """Takes back `register_layer`; plans that are applied already keep working.
+
+    Args:
+        layer: The layer class, or one of its layers.
 
     Raises:
+        TypeError: if `layer` is neither a module class nor a module.
         KeyError: if the class is not registered.
     """
-    del _ADAPTERS[layer_class]
+    layer_class = _class_of(layer)
+    _registered.remove(layer_class)
+    delattr(layer_class, _ADAPTER)
+
+
+def _class_of(layer: Any) -> type[nn.Module]:
+    layer_class = layer if inspect.isclass(layer) else type(layer)
+    if not issubclass(layer_class, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module class, or a layer of it, got {layer!r}")
+    return layer_class
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
@@ -183,11 +203,8 @@ def find_blocks(model: nn.Module) -> list[Block]:
 
 
 def _adapter(layer: nn.Module) -> LayerAdapter | None:
-    for layer_class in type(layer).__mro__:
-        if layer_class in _ADAPTERS:
-            adapter = _ADAPTERS[layer_class]
-            return adapter if adapter.fits(layer) else None
-    return None
+    adapter = getattr(type(layer), _ADAPTER, None)
+    return adapter if adapter is not None and adapter.fits(layer) else None
 
 
 def _has_submodule(layer: nn.Module, name: str) -> bool:
@@ -204,7 +221,7 @@ def _no_layer_message(model: nn.Module) -> str:
     names = sorted(c.__qualname__ for c in classes if not issubclass(c, containers))
     return (
         f"found no layer with known residual blocks in {type(model).__qualname__}. Its composite layers are "
-        f"{names or 'none'}; known are {sorted(c.__qualname__ for c in _ADAPTERS)} (subclasses must not override "
+        f"{names or 'none'}; known are {sorted(c.__qualname__ for c in _registered)} (subclasses must not override "
         f"forward). Tell how a layer class splits into residual blocks: "
         f"bacinfer.register_layer(LayerClass, [ResidualBlock('sa_block', module='dropout1', residual=...), ...])"
     )

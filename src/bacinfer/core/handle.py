@@ -5,16 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 
 class Policy(Protocol):
-    """A policy that names its parts as Diffusion Policy does; any other one takes a `PolicyHandle`."""
+    """A policy that names its parts as Diffusion Policy does; any other one takes a `PolicyHandle`.
 
-    model: nn.Module
-    num_inference_steps: int
+    Attributes:
+        model: The denoising model, called once a denoising step.
+        num_inference_steps: K, the number of denoising steps of one call.
+    """
 
-    def predict_action(self, obs_dict: dict[str, Tensor]) -> dict[str, Tensor]: ...
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def num_inference_steps(self) -> int: ...
+
+    def predict_action(self, observation: Any, /) -> Any:
+        """Samples one action chunk: from a dict of tensors [B, ...] to one with ``action`` [B, T, D]."""
 
 
 @dataclass(frozen=True)

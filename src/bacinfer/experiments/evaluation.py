@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
+from bacinfer.core.apply import summary
 from bacinfer.core.engines import AUTO
-from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.summary import CacheSummary
 from bacinfer.experiments.method import PLAIN, Method
 from bacinfer.experiments.plans import applied
-from bacinfer.measure.action_error import normalised_actions, rms_difference
+from bacinfer.measure.action_error import rms_difference, sampled_actions
 from bacinfer.measure.flops import count_flops
 from bacinfer.measure.latency import Latency, actions_per_second, measure_latency
 from bacinfer.measure.memory import peak_memory
@@ -44,7 +44,7 @@ class Result:
         plain_latency: of the plain policy, timed just before in the same process.
         actions: [N, horizon, action_dim] (normalised) on N observations.
         num_inference_steps: K.
-        summary: how the policy was cached; None if it was not.
+        plan: what was run; None where the policy ran as it is, and has no `summary` then.
     """
 
     cost: Cost
@@ -52,6 +52,7 @@ class Result:
     actions: Tensor
     rollout: Rollout
     num_inference_steps: int
+    plan: SamplingPlan | None = None
     summary: CacheSummary | None = None
 
     @property
@@ -91,10 +92,10 @@ class Result:
 def evaluate(
     policy: Any,
     task: Task,
-    seeds: Sequence[int],
+    episode_seeds: Sequence[int],
     observations: Sequence[dict[str, Tensor]],
     method: Method = PLAIN,
-    schedule: CacheSchedule | None = None,
+    plan: SamplingPlan | None = None,
     *,
     engine: str = AUTO,
     latency_calls: int = 20,
@@ -109,28 +110,28 @@ def evaluate(
     that a machine whose load changes favours neither.
 
     Args:
-        seeds: One episode each.
+        episode_seeds: One episode each.
         observations: To time calls on and to compare actions on, see `calibration_observations`.
-        schedule: What `prepare` gave for the method.
-        engine: What runs the schedule.
+        plan: What `make_plan` gave for the method.
+        engine: What runs the plan.
         latency_calls: How many calls are timed.
         n_envs: How many environments run at once; None for the task's own number.
         video_dir: Where the first seed's episode is filmed to; None films nothing.
     """
     options: dict[str, Any] = {} if n_envs is None else {"n_envs": n_envs}
-    video_seeds = () if video_dir is None else seeds[:1]
-    with applied(policy, method, schedule, engine):
+    video_seeds = () if video_dir is None else episode_seeds[:1]
+    with applied(policy, method, plan, engine):
         rollout = task.rollout(
-            policy, seeds, noise_seed=noise_seed, video_dir=video_dir, video_seeds=video_seeds, **options
+            policy, episode_seeds, noise_seed=noise_seed, video_dir=video_dir, video_seeds=video_seeds, **options
         )
     plain_latency = None if method == PLAIN else measure_latency(policy, observations[0], latency_calls)
     # applied anew: what an engine keeps for the batches of the episodes is no memory of a call at batch 1
-    with applied(policy, method, schedule, engine) as summary:
+    with applied(policy, method, plan, engine):
         num_inference_steps = policy.num_inference_steps
         cost = measure_cost(policy, observations[0], latency_calls)
-        actions = normalised_actions(policy, observations)
-        summary = summary and FastDiffusionPolicy.summary(policy)  # the first call may have decided on the engine
-    return Result(cost, plain_latency or cost.latency, actions, rollout, num_inference_steps, summary)
+        actions = sampled_actions(policy, observations)
+        how = None if plan is None else summary(policy)  # now, as the first call may have decided on the engine
+    return Result(cost, plain_latency or cost.latency, actions, rollout, num_inference_steps, plan, how)
 
 
 def calibration_observations(policy: Any, task: Task) -> list[dict[str, Tensor]]:

@@ -1,10 +1,9 @@
-"""Configuration -> run -> row: the one way in which every command evaluates a method and keeps its result."""
+"""Experiment → run → row: the one way in which every command evaluates a method and keeps its result."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -21,22 +20,21 @@ from bacinfer.assets import RunAssets, check_path, write_json
 from bacinfer.core.engines import AUTO
 from bacinfer.experiments.evaluation import calibration_observations, evaluate
 from bacinfer.experiments.method import PLAIN, Method
-from bacinfer.experiments.plans import ScheduleSource, prepare
-from bacinfer.experiments.results_table import ResultsTable, Row
+from bacinfer.experiments.plans import ScheduleSource, make_plan
 from bacinfer.experiments.run_files import (
-    RESULTS_FILE,
     PlainResult,
     make_row,
     read_plain_result,
     write_plain_result,
     write_results,
 )
-from bacinfer.measure.action_error import normalised_actions, rms_difference
+from bacinfer.experiments.store import ROW_FILE, ResultsStore, Row, run_directory
+from bacinfer.measure.action_error import rms_difference, sampled_actions
 from bacinfer.policies import build_policy, read_checkpoint
 from bacinfer.policies.device import check_device
 from bacinfer.tasks import Task, make_task
 
-DEFAULT_FIRST_SEED = 100_000
+DEFAULT_FIRST_EPISODE_SEED = 100_000
 DEFAULT_EPISODES = 50
 DEFAULT_LATENCY_CALLS = 20
 
@@ -46,7 +44,7 @@ class Experiment:
     """One method on one checkpoint.
 
     Attributes:
-        first_seed, n_test: the episodes' seeds count up from the first one.
+        first_episode_seed, n_test: the episodes' seeds count up from the first one.
         noise_seed: of the sampling noise.
         n_envs: how many environments run at once; None for the task's own number.
         latency_calls: how many calls are timed.
@@ -62,7 +60,7 @@ class Experiment:
 
     checkpoint: str
     method: Method = PLAIN
-    first_seed: int = DEFAULT_FIRST_SEED
+    first_episode_seed: int = DEFAULT_FIRST_EPISODE_SEED
     n_test: int = DEFAULT_EPISODES
     noise_seed: int = 0
     n_envs: int | None = None
@@ -80,7 +78,7 @@ class Experiment:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}: expected at least one")
-        for name, seed in (("seed", self.first_seed), ("noise_seed", self.noise_seed)):
+        for name, seed in (("first_episode_seed", self.first_episode_seed), ("noise_seed", self.noise_seed)):
             if seed < 0:
                 raise ValueError(f"--{name} {seed} is negative")
         check_device(self.device)
@@ -105,7 +103,7 @@ class Experiment:
             "method": self.method.spec,
             "schedule": self.schedule_source(Path()).digest(self.method),
             "engine": None if self.method.cache == "plain" else self.engine,
-            "first_seed": self.first_seed,
+            "first_episode_seed": self.first_episode_seed,
             "n_test": self.n_test,
             "noise_seed": self.noise_seed,
             "n_envs": self.n_envs,
@@ -146,22 +144,16 @@ class PlainRunError(RuntimeError):
         self.reason = reason
 
 
-def find_row(experiment: Experiment, results_dir: str | Path) -> Row | None:
-    """The result of an experiment, if it is there whole."""
-    row = ResultsTable(results_dir).find(experiment.key)
-    return row if row is not None and (Path(results_dir) / row.directory / RESULTS_FILE).is_file() else None
-
-
 def check(experiments: Iterable[Experiment], results_dir: str | Path) -> None:
-    """Loads the policies, makes the schedules and opens the results: mistakes show before anything slow.
+    """Loads the policies, makes the plans and opens the results: mistakes show before anything slow.
 
     Raises:
         OSError: the results cannot be written; and what `run` raises.
     """
     for experiment in experiments:
         policy, task, _ = _load(experiment)
-        prepare(policy, task, experiment.method, experiment.schedule_source(Path(results_dir)))
-    ResultsTable(results_dir).check()
+        make_plan(policy, task, experiment.method, experiment.schedule_source(Path(results_dir)))
+    ResultsStore(results_dir).check()
 
 
 def run(experiment: Experiment, results_dir: str | Path, *, film: bool = False, force: bool = False) -> Row:
@@ -171,7 +163,7 @@ def run(experiment: Experiment, results_dir: str | Path, *, film: bool = False, 
     works on the same experiment, this waits for its result.
 
     Args:
-        results_dir: Laid out as `results_table` says.
+        results_dir: Laid out as `store` says.
         film: Whether to film the first episode of what is evaluated now.
         force: Evaluate again what has a result; the new one counts.
 
@@ -181,9 +173,9 @@ def run(experiment: Experiment, results_dir: str | Path, *, film: bool = False, 
         RuntimeError: the simulator is missing or failed; `PlainRunError` if that was in the plain policy's run.
     """
     results_dir = Path(results_dir)
-    table, key = ResultsTable(results_dir), experiment.key
-    with table.claim(key):
-        row = find_row(experiment, results_dir)
+    store, key = ResultsStore(results_dir), experiment.key
+    with store.claim(key):
+        row = store.find(key)
         if row is not None and not force:
             return row
         check([experiment], results_dir)
@@ -195,7 +187,7 @@ def run(experiment: Experiment, results_dir: str | Path, *, film: bool = False, 
                 raise PlainRunError(_text(error)) from error
             plain = read_plain_result(results_dir / plain_row.directory, experiment.device)
         row = _evaluate(experiment, plain, results_dir, film)
-        table.append(row)
+        store.write(row)
         return row
 
 
@@ -226,7 +218,7 @@ class Attempts:
     def __init__(
         self, results_dir: str | Path, *, film: bool = False, force: bool = False, debug: bool = False
     ) -> None:
-        self._results_dir = results_dir
+        self.results_dir = Path(results_dir)
         self._film = film
         self._force = force
         self._debug = debug
@@ -234,7 +226,7 @@ class Attempts:
 
     def run(self, experiment: Experiment) -> Outcome:
         try:
-            kept = not self._force and find_row(experiment, self._results_dir) is not None
+            kept = not self._force and ResultsStore(self.results_dir).find(experiment.key) is not None
             row = self._run(experiment)
         except Exception as error:
             if self._debug:
@@ -247,7 +239,7 @@ class Attempts:
         if plain in self._failed_plain:
             raise PlainRunError(self._failed_plain[plain])
         try:
-            return run(experiment, self._results_dir, film=self._film, force=self._force)
+            return run(experiment, self.results_dir, film=self._film, force=self._force)
         except PlainRunError as error:
             self._failed_plain[plain] = error.reason
             raise
@@ -262,24 +254,25 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
     policy, task, cfg = _load(experiment)
     method = experiment.method
     source = experiment.schedule_source(results_dir)
-    directory = results_dir / "runs" / f"{re.sub(r'[^a-z0-9]+', '-', method.spec)}-{experiment.key}"
+    directory = results_dir / run_directory(method.spec, experiment.key)
 
     observations = calibration_observations(policy, task) if plain is None else plain.observations
     result = evaluate(
         policy,
         task,
-        range(experiment.first_seed, experiment.first_seed + experiment.n_test),
+        range(experiment.first_episode_seed, experiment.first_episode_seed + experiment.n_test),
         observations,
         method,
-        prepare(policy, task, method, source),
+        make_plan(policy, task, method, source),
         engine=experiment.engine,
         latency_calls=experiment.latency_calls,
         noise_seed=experiment.noise_seed,
         n_envs=experiment.n_envs,
         video_dir=directory / "media" if film else None,
     )
+    (directory / ROW_FILE).unlink(missing_ok=True)  # a row of an earlier run is not that of the files from here on
     if plain is None:
-        noise_error = rms_difference(result.actions, normalised_actions(policy, observations, noise_seed=1)).mean
+        noise_error = rms_difference(result.actions, sampled_actions(policy, observations, noise_seed=1)).mean
         plain = PlainResult(result, observations, noise_error)
         write_plain_result(directory, plain)
     run_assets = source.assets(method)
@@ -297,16 +290,15 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
         num_caches=method.num_caches,
         num_bu_blocks=method.num_bu_blocks,
         metric=method.metric,
-        first_seed=experiment.first_seed,
+        first_episode_seed=experiment.first_episode_seed,
         n_test=experiment.n_test,
         noise_seed=experiment.noise_seed,
         n_envs=experiment.n_envs,
         device=experiment.device,
         assets=None if run_assets is None else _relative(run_assets.directory, results_dir),
-        directory=_relative(directory, results_dir),
     )
     write_json(directory / "configuration.json", experiment.configuration)
-    write_results(directory, result, plain, row, policy, cfg)
+    write_results(directory, result, plain, row, method, policy, cfg)
     return row
 
 

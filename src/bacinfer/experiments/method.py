@@ -23,6 +23,34 @@ A schedule is from cosine similarities; unified:M:l1, blockwise:M:l1 and bac:M:N
 
 
 @dataclass(frozen=True)
+class _Kind:
+    """What is said of all methods with one `Method.cache`.
+
+    Attributes:
+        label: in tables and pictures.
+        cache_mode: the nearest one of `apply_cache`, which BACInfer's records have.
+        arguments: what follows the kind in a method's spelling, as a regular expression.
+    """
+
+    label: str
+    cache_mode: str
+    arguments: str = ""
+
+
+_METRIC = r"(?::(?P<metric>[a-z]\w*))?"
+_KINDS = {
+    "plain": _Kind("plain", "original"),
+    "lossless": _Kind("lossless", "original"),
+    "uniform": _Kind("uniform", "threshold", r":(?P<num_caches>\d+)"),
+    "threshold": _Kind("every", "threshold", r":(?P<interval>\d+)"),
+    "edit": _Kind("steps", "edit", r":(?P<steps>\d+(?:-\d+)*)"),
+    "unified": _Kind("unified ACS", "edit", r":(?P<num_caches>\d+)" + _METRIC),
+    "blockwise": _Kind("block-wise ACS", "optimal", r":(?P<num_caches>\d+)" + _METRIC),
+    "bac": _Kind("BAC", "optimal", r":(?P<num_caches>\d+):(?P<num_bu_blocks>\d+)" + _METRIC),
+}
+
+
+@dataclass(frozen=True)
 class Method:
     """How a policy samples an action.
 
@@ -57,9 +85,14 @@ class Method:
             find_metric(self.metric)
 
     @property
+    def kind(self) -> str:
+        """What the method's spelling begins with, DDIM apart."""
+        return "blockwise" if self.num_bu_blocks == 0 else self.cache
+
+    @property
     def spec(self) -> str:
         """The method as `parse_method` reads it; equal methods have equal ones."""
-        parts = ["blockwise" if self.num_bu_blocks == 0 else self.cache]
+        parts = [self.kind]
         if self.steps is not None:
             parts.append("-".join(map(str, self.steps)))
         parts += [str(n) for n in (self.num_caches, self.interval, self.num_bu_blocks or None) if n is not None]
@@ -69,20 +102,17 @@ class Method:
     @property
     def label(self) -> str:
         """The method's name in tables and pictures."""
-        names = {
-            "plain": "plain",
-            "lossless": "lossless",
-            "uniform": "uniform",
-            "threshold": "every",
-            "edit": "steps",
-            "unified": "unified ACS",
-        }
-        words = ["block-wise ACS" if self.num_bu_blocks == 0 else names.get(self.cache, "BAC")]
+        words = [_KINDS[self.kind].label]
         words += [" ".join(map(str, self.steps))] if self.steps is not None else []
         words += [str(n) for n in (self.num_caches, self.interval) if n is not None]
         label = " ".join(words) + (f", BU {self.num_bu_blocks}" if self.num_bu_blocks else "")
         label += f" ({self.metric})" if self.metric not in (None, DEFAULT_METRIC) else ""
         return self._with_ddim(f"DDIM {self.ddim_steps}", " + ", label)
+
+    @property
+    def cache_mode(self) -> str:
+        """The nearest mode of `apply_cache`, which BACInfer's records have."""
+        return _KINDS[self.kind].cache_mode
 
     def _with_ddim(self, ddim: str, separator: str, cache: str) -> str:
         if self.ddim_steps is None:
@@ -91,18 +121,6 @@ class Method:
 
 
 PLAIN = Method()
-
-_METRIC = r"(?::(?P<metric>[a-z]\w*))?"
-_ARGUMENTS = {
-    "plain": "",
-    "lossless": "",
-    "uniform": r":(?P<num_caches>\d+)",
-    "threshold": r":(?P<interval>\d+)",
-    "edit": r":(?P<steps>\d+(?:-\d+)*)",
-    "unified": r":(?P<num_caches>\d+)" + _METRIC,
-    "blockwise": r":(?P<num_caches>\d+)" + _METRIC,
-    "bac": r":(?P<num_caches>\d+):(?P<num_bu_blocks>\d+)" + _METRIC,
-}
 
 
 def parse_method(spec: str) -> Method:
@@ -126,20 +144,14 @@ def parse_methods(text: str) -> list[Method]:
 
 
 def _parse_cache(spec: str) -> Method:
-    cache = spec.partition(":")[0]
-    match = re.fullmatch(cache + _ARGUMENTS[cache], spec) if cache in _ARGUMENTS else None
+    kind = spec.partition(":")[0]
+    match = re.fullmatch(kind + _KINDS[kind].arguments, spec) if kind in _KINDS else None
     if match is None:
         raise ValueError("there is no such method")
-    found = match.groupdict()
-    metric = found.pop("metric", None)
+    found: dict[str, str | None] = match.groupdict()
+    metric = found.pop("metric") or DEFAULT_METRIC if "metric" in found else None
     steps = found.pop("steps", None)
-    method = Method(
-        "bac" if cache == "blockwise" else cache,
-        steps=tuple(int(step) for step in steps.split("-")) if steps else None,
-        metric=metric or DEFAULT_METRIC if cache in _ANALYSED else None,
-        **{name: int(number) for name, number in found.items()},
-    )
-    return replace(method, num_bu_blocks=0) if cache == "blockwise" else method
-
-
-_ANALYSED = ("unified", "blockwise", "bac")
+    numbers = {name: int(number) for name, number in found.items() if number is not None}
+    if kind == "blockwise":
+        kind, numbers["num_bu_blocks"] = "bac", 0
+    return Method(kind, steps=tuple(map(int, steps.split("-"))) if steps else None, metric=metric, **numbers)

@@ -1,4 +1,4 @@
-"""Method -> schedule: read from an assets directory, or found from the policy where that has none."""
+"""Method -> plan: its schedule is read from an assets directory, or found from the policy where that has none."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bacinfer.analysis.residuals import DEFAULT_SEED
 from bacinfer.analysis.similarity import find_metric
 from bacinfer.analysis.update_steps import optimal_update_steps
 from bacinfer.assets import RunAssets
+from bacinfer.core.apply import apply, remove
 from bacinfer.core.blocks import find_blocks
-from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.optimal_steps import read_optimal_schedule
+from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.core.schedule import CacheSchedule, even_interval
-from bacinfer.core.summary import CacheSummary
 from bacinfer.experiments.method import Method
 from bacinfer.tasks import Task
 
@@ -74,29 +74,29 @@ class ScheduleSource:
         return run.directory.parent == self.found_dir
 
 
-def prepare(policy: Any, task: Task, method: Method, source: ScheduleSource) -> CacheSchedule | None:
-    """The schedule of a method for a plain policy, which is analysed first if need be; None where nothing is cached.
+def make_plan(policy: Any, task: Task, method: Method, source: ScheduleSource) -> SamplingPlan | None:
+    """The plan of a method for a plain policy, which is analysed first if need be; None where it runs as it is.
 
     Raises:
         ValueError: numbers that do not fit the policy's K or its blocks.
         FileNotFoundError: `source.steps_dir` lacks the schedule.
     """
     with ddim_sampler(policy, method.ddim_steps):
-        return _make_schedule(policy, task, method, source)
+        if method.cache == "plain":
+            return None
+        return SamplingPlan(_make_schedule(policy, task, method, source), Fingerprint.of(policy))
 
 
 @contextmanager
-def applied(policy: Any, method: Method, schedule: CacheSchedule | None, engine: str) -> Iterator[CacheSummary | None]:
-    """Inside, a plain policy samples by `method`; what is yielded says how it is cached, None if it is not."""
+def applied(policy: Any, method: Method, plan: SamplingPlan | None, engine: str) -> Iterator[None]:
+    """Inside, a plain policy samples by the plan that `make_plan` made of a method."""
     with ddim_sampler(policy, method.ddim_steps):
-        if schedule is None:
-            yield None
-            return
-        FastDiffusionPolicy.apply_cache(policy, schedule=schedule, engine=engine)
+        if plan is not None:
+            apply(policy, plan, engine=engine)
         try:
-            yield FastDiffusionPolicy.summary(policy)
+            yield
         finally:
-            FastDiffusionPolicy.remove_cache(policy)
+            remove(policy)
 
 
 @contextmanager
@@ -122,9 +122,7 @@ def ddim_sampler(policy: Any, num_steps: int | None) -> Iterator[None]:
         policy.noise_scheduler, policy.num_inference_steps = before, num_steps_before
 
 
-def _make_schedule(policy: Any, task: Task, method: Method, source: ScheduleSource) -> CacheSchedule | None:
-    if method.cache == "plain":
-        return None
+def _make_schedule(policy: Any, task: Task, method: Method, source: ScheduleSource) -> CacheSchedule:
     blocks, K = find_blocks(policy.model), policy.num_inference_steps
     keys = [block.key for block in blocks]
     M = method.num_caches or 1

@@ -1,8 +1,7 @@
-"""The files of a run, and its row of the results table."""
+"""The files of a run, and its row."""
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import re
@@ -17,11 +16,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from bacinfer.assets import atomic_write, read_arrays, write_arrays, write_json, write_text
-from bacinfer.core.schedule import even_interval
+from bacinfer.assets import atomic_write, read_arrays, read_json, write_arrays, write_json
 from bacinfer.experiments.evaluation import Cost, Result
-from bacinfer.experiments.method import parse_method
-from bacinfer.experiments.results_table import Row
+from bacinfer.experiments.method import Method
+from bacinfer.experiments.store import Row
 from bacinfer.measure.latency import Latency, actions_per_second
 from bacinfer.measure.statistics import Estimate, estimate_proportion
 from bacinfer.tasks import Rollout
@@ -30,7 +28,7 @@ BENCHMARK_FILE = "benchmark_results.json"
 RESULTS_FILE = "eval_results.json"
 LOG_FILE = "fast_eval_log.json"
 SCORES_FILE = "scores.json"
-SCHEDULE_FILE = "schedule.json"
+PLAN_FILE = "plan.json"
 CALIBRATION_FILE = "calibration.npz"
 
 
@@ -48,25 +46,27 @@ class PlainResult:
     noise_error: float
 
 
-def write_results(directory: Path, result: Result, plain: PlainResult, row: Row, policy: Any, cfg: DictConfig) -> None:
-    """Writes the files of a run (see `results_table`); `eval_results.json` last: where it is, the others are.
+def write_results(
+    directory: Path, result: Result, plain: PlainResult, row: Row, method: Method, policy: Any, cfg: DictConfig
+) -> None:
+    """Writes the files of a run but its row, which comes last (see `store`).
 
     Args:
         policy: The plain policy.
         cfg: Its checkpoint's configuration.
     """
     rollout = result.rollout
-    if result.summary is not None and result.summary.schedule is not None:
-        write_text(directory / SCHEDULE_FILE, result.summary.schedule.to_json())
+    if result.plan is not None:
+        result.plan.save(directory / PLAN_FILE)
     scores = {"scores": rollout.scores, "num_steps": dict(rollout.num_steps), "failures": failures(rollout)}
     write_json(directory / SCORES_FILE, scores)
     write_json(directory / LOG_FILE, {key: _finite(value) for key, value in rollout.log.items()})
-    settings = _settings(row, result)
     plain_frequency = actions_per_second(policy, result.plain_latency)
     write_json(
         directory / BENCHMARK_FILE,
         {
             "task": row.task,
+            "method": row.method,
             "original": _measured(plain.result) | _times(result.plain_latency) | {"frequency": plain_frequency},
             "fast": _measured(result),
             "speedup": row.speedup,
@@ -76,10 +76,10 @@ def write_results(directory: Path, result: Result, plain: PlainResult, row: Row,
             "action_error": row.action_error,
             "noise_error": row.noise_error,
             "score_difference": _estimate(result.score_difference(plain.result)),
-            "sub_scores": json.loads(row.sub_scores) if row.sub_scores else None,
+            "sub_scores": row.sub_scores,
             "actions_per_inference": policy.n_action_steps,
             "num_inference_steps": row.num_inference_steps,
-            "settings": settings,
+            "settings": {name: getattr(row, name) for name in _SETTINGS},
             "hardware": {"device": row.hardware, "threads": row.threads, "torch": row.torch, "batch_size": 1},
             "config": OmegaConf.to_container(cfg, resolve=True),
         },
@@ -91,49 +91,18 @@ def write_results(directory: Path, result: Result, plain: PlainResult, row: Row,
             "speedup": row.speedup,
             "flops": row.flops,
             "frequency": row.actions_per_second,
-            **{name: settings[name] for name in ("cache_mode", "num_caches", "num_bu_blocks")},
+            "cache_mode": method.cache_mode,
+            "num_caches": row.num_caches,
+            "num_bu_blocks": row.num_bu_blocks or 0,
         },
     )
 
 
-_CACHE_MODES = {
-    "plain": "original",
-    "lossless": "original",
-    "uniform": "threshold",
-    "threshold": "threshold",
-    "edit": "edit",
-    "unified": "edit",
-    "bac": "optimal",
-}
-
-
-def _settings(row: Row, result: Result) -> dict[str, Any]:
-    """What was evaluated, its method in terms of `apply_cache` and the command's flags."""
-    method = parse_method(row.method)
-    mode = _CACHE_MODES[method.cache]
-    interval = method.interval
-    if method.cache == "uniform" and method.num_caches is not None:
-        interval = even_interval(row.num_inference_steps, method.num_caches)
-    edit_steps = None
-    if mode == "edit" and result.summary is not None and result.summary.schedule is not None:
-        edit_steps = next(iter(result.summary.schedule.update_steps.values()))  # (those of every block)
-    return {
-        **{name: getattr(row, name) for name in ("checkpoint", "device", "n_test", "noise_seed", "n_envs", "engine")},
-        "seed": row.first_seed,
-        "method": row.method,
-        "ddim_steps": method.ddim_steps,
-        "cache_mode": mode,
-        "cache_threshold": interval,
-        "assets": row.assets,
-        "num_caches": row.num_caches,
-        "metric": row.metric,
-        "num_bu_blocks": row.num_bu_blocks or 0,
-        "edit_steps": edit_steps,
-    }
+_SETTINGS = ("checkpoint", "assets", "engine", "device", "first_episode_seed", "n_test", "noise_seed", "n_envs")
 
 
 def copy_results(run_dir: Path, directory: Path) -> None:
-    """Copies the files of a run that result tables are made of; the summary last."""
+    """Copies the files that BACInfer's users know; the summary last."""
     for name in (BENCHMARK_FILE, LOG_FILE, RESULTS_FILE):
         with atomic_write(directory / name) as temporary:
             shutil.copyfile(run_dir / name, temporary)
@@ -160,11 +129,11 @@ def read_plain_result(directory: Path, device: str | torch.device = "cpu") -> Pl
         {name.removeprefix("obs/"): batch[i : i + 1] for name, batch in tensors.items()} for i in range(len(actions))
     ]
     try:
-        benchmark = json.loads((directory / BENCHMARK_FILE).read_text())
+        benchmark = read_json(directory / BENCHMARK_FILE)
         measured = benchmark["fast"]
         latency = Latency(*(measured[f"latency_{name}"] for name in ("p50", "p95", "p99", "calls")))
         cost = Cost(latency, measured["frequency"], measured["flops"], measured["peak_memory"])
-        log = json.loads((directory / LOG_FILE).read_text())
+        log = read_json(directory / LOG_FILE)
         rollout = Rollout(
             log={key: value for key, value in log.items() if value is not None},  # (what was not finite)
             policy_seconds=[measured["rollout_policy_seconds"]],
@@ -179,7 +148,7 @@ def read_plain_result(directory: Path, device: str | torch.device = "cpu") -> Pl
 
 
 def make_row(result: Result, plain: PlainResult, *, device: str, **configuration: Any) -> Row:
-    """The row of the results table."""
+    """The row of a run."""
     cost, rollout = result.cost, result.rollout
     score, difference = result.score, result.score_difference(plain.result)
     error = result.action_error(plain.result)
@@ -196,7 +165,7 @@ def make_row(result: Result, plain: PlainResult, *, device: str, **configuration
         score_difference=difference.mean if difference else None,
         score_difference_low=difference.low if difference else None,
         score_difference_high=difference.high if difference else None,
-        sub_scores=json.dumps({name: _estimate(sub) for name, sub in subs.items()}) if subs else None,
+        sub_scores={name: _estimate(sub) for name, sub in subs.items()} or None,
         num_failed=len(failures(rollout)),
         action_error=error.mean,
         action_error_low=error.low,
@@ -218,7 +187,7 @@ def make_row(result: Result, plain: PlainResult, *, device: str, **configuration
         hardware=_hardware(torch.device(device)),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
-        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        finished=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
     )
 
 

@@ -7,15 +7,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bacinfer.core.calls import sample, seeded_noise
 from bacinfer.core.engines.observing import observe_residuals
-from bacinfer.tasks.base import seeded_noise
 
 
-def count_flops(policy: Any, obs: dict[str, Tensor]) -> int:
-    """Floating-point operations of one `predict_action`: those of its matrix products, 2 per multiply-add.
+def count_flops(policy: Any, obs: Any) -> int:
+    """Floating-point operations of one sampled action chunk: those of its matrix products, 2 per multiply-add.
 
     Masked attention counts in full, elementwise operations not at all. Cached blocks are counted layer by layer,
     whatever engine runs them: a fused one computes somewhat less.
@@ -32,7 +31,7 @@ def count_flops(policy: Any, obs: dict[str, Tensor]) -> int:
         FlopCounterMode(display=False) as counter,
         torch.no_grad(),
     ):
-        policy.predict_action(obs)
+        sample(policy, obs)
     return counter.get_total_flops()
 
 

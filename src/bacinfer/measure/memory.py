@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bacinfer.tasks.base import policy_device, seeded_noise, timed_call
+from bacinfer.core.calls import policy_device, seeded_noise, timed_call
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _RESET_PEAK = "5"  # what the kernel takes for it, see proc(5)
 
 
-def peak_memory(policy: Any, obs: dict[str, Tensor]) -> int | None:
+def peak_memory(policy: Any, obs: Any) -> int | None:
     """Bytes in use at the peak of one `predict_action`: tensors' on CUDA, on a CPU those of the whole process.
 
     None on a CPU whose system does not tell (all but Linux).

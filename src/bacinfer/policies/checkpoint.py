@@ -163,7 +163,7 @@ def create_policy(checkpoint: Checkpoint) -> Any:
     """The policy that ``checkpoint.cfg`` describes, freshly initialised.
 
     The classes are those of the ``diffusion_policy`` package where it can be imported; the reference implementation
-    stands in for its low-dimensional transformer policy where not.
+    stands in for its transformer policies where not.
     """
     return _instantiate(_policy_settings(checkpoint), checkpoint.path)
 
@@ -173,7 +173,8 @@ def _instantiate(settings: dict[str, Any], path: Path) -> Any:
     try:
         return instantiate(settings)
     except Exception as error:  # the classes raise what they like
-        raise ValueError(f"{path}: cfg.policy cannot be built: {error.__cause__ or error}") from error
+        reason = str(error.__cause__ or error)[:2000]
+        raise ValueError(f"{path}: cfg.policy cannot be built: {reason}") from error
 
 
 def acting_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
@@ -181,7 +182,7 @@ def acting_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     use_ema = _select(checkpoint, "training.use_ema", default=False)
     name = "ema_model" if use_ema else "model"
     if name not in checkpoint.state_dicts:
-        found = safe_pickle.shorten(", ".join(checkpoint.state_dicts) or "none")
+        found = safe_pickle.shorten(", ".join(map(str, checkpoint.state_dicts)) or "none")
         raise ValueError(f"{checkpoint.path} has no weights {name!r} (training.use_ema={use_ema}); it has {found}")
     weights = checkpoint.state_dicts[name]
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):

@@ -7,7 +7,7 @@ from typing import Any
 
 INSTALL_HINT = (
     "Install the package diffusion_policy from https://github.com/real-stanford/diffusion_policy and what it needs; "
-    "without it, only its low-dimensional transformer policy can be loaded"
+    "without it, only its transformer policies can be loaded, low-dimensional and image"
 )
 
 _LOWDIM = "diffusion_policy.policy.diffusion_transformer_lowdim_policy.DiffusionTransformerLowdimPolicy"

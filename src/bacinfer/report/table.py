@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
 
-from bacinfer.experiments.results_table import Row
+from bacinfer.assets import atomic_write
+from bacinfer.experiments.store import Row
 from bacinfer.measure.statistics import CONFIDENCE
 
 Lines = list[list[str]]
@@ -36,7 +40,7 @@ METHOD_HEADER = [
 
 
 def method_cells(row: Row) -> list[str]:
-    """A row of the results table under `METHOD_HEADER`."""
+    """A row under `METHOD_HEADER`."""
     score = "-" if row.score is None else f"{row.score:.3f}"
     score += "" if row.score_standard_error is None else f" ± {row.score_standard_error:.3f}"
     difference = "-" if row.score_difference is None or row.method == "plain" else f"{row.score_difference:+.3f}"
@@ -62,9 +66,9 @@ def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
     lines = [
         format_table(METHOD_HEADER, [method_cells(row) for row in rows], markdown=markdown),
         "",
-        f"{first.n_test} episodes from seed {first.first_seed}. Score: mean of the episodes' highest rewards; score "
-        f"difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval (where all pairs are equal, "
-        "what so many leave open: the rule of three); policy + rest: time of all episodes.",
+        f"{first.n_test} episodes from seed {first.first_episode_seed}. Score: mean of the episodes' highest rewards; "
+        f"score difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval (where all pairs are "
+        "equal, what so many leave open: the rule of three); policy + rest: time of all episodes.",
         f"Action error: RMS, normalised units, same noise; between two draws of the plain policy's noise it is "
         f"{first.noise_error:.3f}.",
         f"Latency: {first.latency_calls} calls at batch 1, {first.threads} threads, {first.hardware}; speedup: against "
@@ -79,9 +83,19 @@ def notes(rows: Iterable[Row]) -> Iterable[str]:
     for row in rows:
         if row.sub_scores:
             parts = []
-            for name, score in json.loads(row.sub_scores).items():
+            for name, score in row.sub_scores.items():
                 low, high = score["interval_95"]
                 parts.append(f"{name} {score['mean']:.3f} [{low:.3f}, {high:.3f}]")
             yield f"{row.label}: {', '.join(parts)}"
         if row.num_failed:
             yield f"{row.label}: {row.num_failed} episodes crashed and are left out, see {row.directory}/scores.json"
+
+
+def export_csv(path: Path, rows: Iterable[Row]) -> None:
+    """Writes all that rows hold as a CSV file, for other programs; nothing reads it back."""
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*(field.name for field in fields(Row)), "directory"])
+        writer.writeheader()
+        for row in rows:
+            sub_scores = None if row.sub_scores is None else json.dumps(row.sub_scores)
+            writer.writerow({**asdict(row), "sub_scores": sub_scores, "directory": row.directory})

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bacinfer.experiments.results_table import Row
 from bacinfer.experiments.run_files import SCORES_FILE
+from bacinfer.experiments.store import Row
 from bacinfer.tasks.video import Frame, frame_rate, open_video, read_video
 
 CAPTION_HEIGHT = 32
@@ -34,12 +34,12 @@ def film(results_dir: str | Path, row: Row) -> tuple[str, Path]:
         FileNotFoundError: the episode was not filmed.
     """
     directory = Path(results_dir) / row.directory
-    video = directory / "media" / f"{row.first_seed}.mp4"
+    video = directory / "media" / f"{row.first_episode_seed}.mp4"
     if not video.is_file():
         raise FileNotFoundError(
             f"{row.label} was evaluated without a film, there is no {video}: pass --force to evaluate it again"
         )
-    score = json.loads((directory / SCORES_FILE).read_text())["scores"].get(str(row.first_seed))
+    score = json.loads((directory / SCORES_FILE).read_text())["scores"].get(str(row.first_episode_seed))
     return (row.label if score is None else f"{row.label}: score {score:.2f}"), video
 
 

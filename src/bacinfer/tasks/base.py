@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 FIRST_TEST_SEED = 10_000
@@ -80,66 +77,6 @@ class Task(Protocol):
         left as it was.
         """
         ...
-
-
-class NoiseStream:
-    """Inside ``with``, torch's generators (CPU and the policy's device) are those of this stream; restored after.
-
-    A stream starts at `seed`, and each ``with`` goes on where the last one ended.
-    """
-
-    def __init__(self, policy: Any, seed: int) -> None:
-        self._device = policy_device(policy)
-        self._seed = seed
-        self._states: list[Tensor] = []
-        self._outside: list[Tensor] = []
-
-    def __enter__(self) -> None:
-        self._outside = self._get()
-        if self._states:
-            self._set(self._states)
-        else:
-            torch.manual_seed(self._seed)
-
-    def __exit__(self, *_: object) -> None:
-        self._states = self._get()
-        self._set(self._outside)
-
-    def _get(self) -> list[Tensor]:
-        cuda = [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else []
-        return [torch.get_rng_state(), *cuda]
-
-    def _set(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], self._device)
-
-
-def seeded_noise(policy: Any, seed: int) -> AbstractContextManager[None]:
-    """Inside, torch's generators (CPU and the policy's device) start at `seed`; restored after."""
-    return NoiseStream(policy, seed)
-
-
-def policy_device(policy: Any) -> torch.device:
-    """The device that a policy's model lies on."""
-    return next(policy.model.parameters()).device
-
-
-def timed_call(policy: Any, obs: dict[str, Tensor]) -> tuple[dict[str, Tensor], float]:
-    """`predict_action` without gradients, and its wall time in seconds with the device's work done."""
-    device = policy_device(policy)
-    _wait(device)
-    start = time.perf_counter()
-    with torch.no_grad():
-        result = policy.predict_action(obs)
-    _wait(device)
-    return result, time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    """CUDA calls return before their work is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def check_count(count: int) -> None:

@@ -17,15 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from bacinfer.assets import atomic_write
+from bacinfer.core.calls import seeded_noise, timed_call
 from bacinfer.policies import diffusion_policy
-from bacinfer.tasks.base import (
-    FIRST_TEST_SEED,
-    Rollout,
-    check_count,
-    check_rollout,
-    seeded_noise,
-    timed_call,
-)
+from bacinfer.tasks.base import FIRST_TEST_SEED, Rollout, check_count, check_rollout
 from bacinfer.tasks.runner_errors import explain
 
 _PACKAGE = "diffusion_policy."

@@ -19,15 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from bacinfer.tasks.base import (
-    FIRST_TEST_SEED,
-    NoiseStream,
-    Rollout,
-    check_count,
-    check_rollout,
-    policy_device,
-    timed_call,
-)
+from bacinfer.core.calls import NoiseStream, policy_device, timed_call
+from bacinfer.tasks.base import FIRST_TEST_SEED, Rollout, check_count, check_rollout
 from bacinfer.tasks.episodes import Episode, Progress, Recorder, Recording, Simulator
 from bacinfer.tasks.video import open_video
 from bacinfer.tasks.workers import Pending, Workers, default_num_workers

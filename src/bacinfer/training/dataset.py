@@ -99,7 +99,10 @@ def read_episodes(path: str | Path, names: Iterable[str]) -> tuple[dict[str, NDA
     path = Path(path)
     places = {name: f"data/{name}" for name in names} | {"episode_ends": "meta/episode_ends"}
     if not path.exists():
-        raise FileNotFoundError(f"no demonstrations at {path}")
+        raise FileNotFoundError(
+            f"no demonstrations at {path}: expected an .npz file or Diffusion Policy's .zarr folder "
+            f"(for training, --data names another place, and --help where the published ones are)"
+        )
     if path.is_dir():
         group = _open_zarr(path)
         arrays = {name: np.asarray(group[place]) for name, place in places.items() if place in group}

@@ -20,6 +20,7 @@ from core.fused.fused_helpers import make_policy
 BATCH, OBSERVED = 3, 2  # observations in a condition
 
 
+@torch.no_grad()
 def make_constants(policy: Any, update_every: int = 1) -> Constants:
     K = policy.num_inference_steps
     blocks = find_blocks(policy.model)
@@ -52,9 +53,9 @@ def test_buffers_are_complete_when_they_are_made(
     assert buffers.encoded.shape == (*shape, width)
     crossing = [number for number, block in enumerate(constants.denoiser.blocks) if block.kind == "mha_block"]
     assert list(buffers.conditions) == crossing
-    before = dict(vars(buffers))
     program = Program(constants, make_call(policy))
-    assert vars(program.buffers).keys() == before.keys()
+    assert vars(program.buffers).keys() == vars(buffers).keys()
+    assert program.buffers.encoded.shape == buffers.encoded.shape
     assert program.buffer_bytes == buffers.num_bytes
 
 

@@ -1,4 +1,4 @@
-"""From a method to its schedule, and DDIM in the place of the policy's sampler."""
+"""From a method to its plan, and DDIM in the place of the policy's sampler."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.update_steps import optimal_update_steps
 from bacinfer.assets import RunAssets, read_block_errors, write_arrays
+from bacinfer.core.apply import summary
 from bacinfer.core.bubbling import bubbling_union
-from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.experiments.method import parse_method
-from bacinfer.experiments.plans import ScheduleSource, applied, ddim_sampler, prepare
+from bacinfer.experiments.plans import ScheduleSource, applied, ddim_sampler, make_plan
 from bacinfer.tasks import PushTTask
 from helpers import act, observation
 from small_experiments import MAX_STEPS
@@ -34,9 +34,10 @@ def source(tmp_path: Path) -> ScheduleSource:
 
 
 def schedule(policy: Any, spec: str, source: ScheduleSource) -> CacheSchedule:
-    found = prepare(policy, TASK, parse_method(spec), source)
-    assert found is not None
-    return found
+    plan = make_plan(policy, TASK, parse_method(spec), source)
+    assert plan is not None
+    assert plan.cache is not None
+    return plan.cache
 
 
 def steps_of_all(found: CacheSchedule) -> tuple[int, ...]:
@@ -104,12 +105,12 @@ def test_the_same_steps_for_all_blocks(
     assert not source.found_dir.exists()
 
 
-def test_plain_and_ddim_have_no_schedule(pusht_policy: Any, source: ScheduleSource) -> None:
+def test_plain_and_ddim_have_no_plan(pusht_policy: Any, source: ScheduleSource) -> None:
     for spec in ("plain", "ddim:4"):
         method = parse_method(spec)
-        assert prepare(pusht_policy, TASK, method, source) is None
-        with applied(pusht_policy, method, None, "eager") as summary:
-            assert summary is None
+        assert make_plan(pusht_policy, TASK, method, source) is None
+        with applied(pusht_policy, method, None, "eager"):
+            assert summary(pusht_policy).engine is None
 
 
 @pytest.mark.parametrize("spec", ["unified:4", "unified:4:l1", "ddim:6+unified:3"])
@@ -139,11 +140,23 @@ def test_what_assets_lack_is_found_from_the_policy(pusht_policy: Any, source: Sc
     on_ddim = schedule(pusht_policy, "ddim:5+bac:2:1", source)
     assert on_ddim.num_inference_steps == 5
     assert RunAssets(source.found_dir / "ddim_5").similarity_matrices.is_file()
-    with applied(pusht_policy, parse_method("ddim:5+bac:2:1"), on_ddim, "eager") as summary:
-        assert summary is not None
-        assert summary.num_inference_steps == 5
+    method = parse_method("ddim:5+bac:2:1")
+    plan = make_plan(pusht_policy, TASK, method, source)
+    with applied(pusht_policy, method, plan, "eager"):
+        assert summary(pusht_policy).schedule == on_ddim
         act(pusht_policy, observations())
-    assert FastDiffusionPolicy.summary(pusht_policy).mode == "original"
+    assert summary(pusht_policy).mode == "original"
+
+
+def test_a_plan_is_for_the_policy_and_sampler_that_it_was_made_for(pusht_policy: Any, source: ScheduleSource) -> None:
+    method = parse_method("ddim:5+uniform:2")
+    plan = make_plan(pusht_policy, TASK, method, source)
+    assert plan is not None
+    assert plan.made_for is not None
+    assert (plan.made_for.num_inference_steps, plan.made_for.scheduler["class"]) == (5, "DDIMScheduler")
+    with pytest.raises(ValueError, match="made for another policy"):
+        applied(pusht_policy, parse_method("uniform:2"), plan, "eager").__enter__()
+    assert summary(pusht_policy).mode == "original"
 
 
 def test_an_interrupted_analysis_is_not_taken_for_a_whole_one(pusht_policy: Any, source: ScheduleSource) -> None:

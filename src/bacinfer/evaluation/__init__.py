@@ -1,0 +1,1 @@
+"""Where the sweep was, for the commands that name it there."""
