@@ -220,6 +220,7 @@ class Attempts:
         self, results_dir: str | Path, *, film: bool = False, force: bool = False, debug: bool = False
     ) -> None:
         self.results_dir = Path(results_dir)
+        ResultsStore(results_dir).check()
         self._film = film
         self._force = force
         self._debug = debug
