@@ -73,13 +73,13 @@ def run_stages(policy: Any, run: RunAssets) -> dict[str, float]:
     with stage("write residuals"):
         write_recording(run, recording, recording_source(policy, "", DEMO, SEED))
     with stage("similarity matrices, block errors"):
-        statistics.add(recording.residuals, recording.block_keys)
+        statistics.add(recording.residuals)
     with stage("write matrices"):
         statistics.write(run.similarity_matrices, {})
     with stage("update steps"):
         schedules = find_schedules(statistics, METRICS, DEFAULT_BUDGETS)
     with stage("write steps and selections"):
-        write_schedules(run, schedules, statistics.block_keys)
+        write_schedules(run, schedules)
         write_selections(run, statistics.block_errors())
     with stage("pictures"):
         write_pictures(run, statistics, schedules)

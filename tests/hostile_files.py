@@ -350,22 +350,22 @@ def _read(path: Path) -> None:
 
         load_policy(path)
         return
-    from bacinfer import assets
+    from bacinfer import bacinfer_files, files
 
     if path.suffix == ".npz":
-        repr(assets.read_arrays(path))
+        repr(files.read_arrays(path))
         return
-    repr(assets.read_pickle(path))
-    for read in (lambda: assets.read_steps(path, 100), lambda: assets.read_block_errors(path)):
+    repr(bacinfer_files.read_pickle(path))
+    for read in (bacinfer_files.read_steps, bacinfer_files.read_block_errors):
         with suppress(ValueError):
-            read()
-    assets.read_activations(path)
+            read(path)
+    bacinfer_files.read_activations(path)
 
 
 def main(folder: Path) -> None:
     import torch
 
-    from bacinfer import assets  # noqa: F401  before the clock runs
+    from bacinfer import bacinfer_files  # noqa: F401  before the clock runs
 
     paths = sorted(folder.iterdir())
     if any(path.suffix == ".ckpt" for path in paths):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bacinfer.assets import write_steps
+from bacinfer.assets import write_block_steps
 from bacinfer.core.blocks import find_blocks
 from bacinfer.experiments.store import _TYPES, Row
 from bacinfer.policies import load_policy
@@ -28,4 +28,4 @@ def make_row(key: str = "a", **values: Any) -> Row:
 def write_tiny_steps(directory: Path, checkpoint: Path) -> None:
     for block in find_blocks(load_policy(checkpoint).model):
         for steps in ([0, 2, 6], [0, 1, 3, 5, 8]):
-            write_steps(directory, block.module_name, "cosine", steps, K)
+            write_block_steps(directory, block.key, "cosine", steps, K)

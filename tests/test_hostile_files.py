@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from bacinfer import assets
+from bacinfer import files
 from bacinfer.policies.checkpoint import Checkpoint, create_policy
 from bacinfer.policies.diffusion_policy import POLICIES
 from hostile_files import ATTACKS, mutate, read_all, write_attacks
@@ -69,7 +69,7 @@ def test_damaged_pickles(tmp_path: Path) -> None:
 
 def test_damaged_arrays(tmp_path: Path) -> None:
     original = tmp_path / "original.npz"
-    assets.write_arrays(original, {"a": np.eye(3), "b": np.arange(4)}, {"demos": [1, 2]})
+    files.write_arrays(original, {"a": np.eye(3), "b": np.arange(4)}, {"demos": [1, 2]})
     data = original.read_bytes()
     original.unlink()
     chance = random.Random(0)

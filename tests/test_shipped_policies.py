@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bacinfer import FastDiffusionPolicy
-from bacinfer.assets import available_steps
+from bacinfer.assets import available_schedules
 from bacinfer.policies import build_policy, read_checkpoint
 from bacinfer.tasks import TASKS, make_task
 from bacinfer.tasks.checkpoints import shipped_checkpoint
@@ -61,7 +61,7 @@ def test_its_schedules_fit(task_name: str) -> None:
     policy, _ = load(task_name)
     for metric in ("cosine", "l1", "mse"):
         steps_dir = ROOT / "assets" / task_name / "original" / "optimal_steps" / metric
-        assert {num_caches for _, num_caches in available_steps(steps_dir)} == {5, 8, 10, 20}
+        assert {num_caches for _, num_caches in available_schedules(steps_dir)} == {5, 8, 10, 20}
         FastDiffusionPolicy.apply_cache(
             policy, optimal_steps_dir=steps_dir, num_caches=10, metric=metric, num_bu_blocks=5
         )

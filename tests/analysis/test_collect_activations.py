@@ -9,7 +9,7 @@ import pytest
 import torch
 from analysis_helpers import NUM_STEPS, FakeTask
 
-from bacinfer import assets
+from bacinfer import assets, files
 from bacinfer.analysis.collect_activations import main
 from bacinfer.analysis.residuals import Recording, noise_seed, record, write_recording
 from bacinfer.core.blocks import find_blocks
@@ -22,7 +22,7 @@ def test_a_recording_holds_every_block_and_the_plain_action(policy: TinyPolicy, 
     obs = next(task.observations(policy, 0))
     recording = record(policy, obs, noise_seed=3)
     blocks = find_blocks(policy.model)
-    assert recording.block_keys == {block.module_name: block.key for block in blocks}
+    assert list(recording.residuals) == [block.key for block in blocks]
     assert {tuple(r.shape) for r in recording.residuals.values()} == {(NUM_STEPS, 1, 4, WIDTH)}
     with torch.no_grad(), seeded_noise(policy, 3):
         assert torch.equal(recording.result["action_pred"], policy.predict_action(obs)["action_pred"])
@@ -37,7 +37,7 @@ def test_residuals_are_the_outputs_of_the_blocks_modules(policy: TinyPolicy, tas
     with torch.enable_grad(), seeded_noise(policy, 3):  # with gradients torch.nn does not fuse the layer
         policy.predict_action(obs)
     hook.remove()
-    recorded = record(policy, obs, noise_seed=3).residuals["decoder.layers.1.dropout3"]
+    recorded = record(policy, obs, noise_seed=3).residuals["decoder.layers.1_ff_block"]
     torch.testing.assert_close(recorded, torch.stack(seen).detach(), rtol=1e-5, atol=1e-6)
 
 
@@ -63,8 +63,8 @@ def test_half_precision_is_kept_for_what_it_can_hold(
     run: assets.RunAssets, value: float, dtype: type[np.floating]
 ) -> None:
     residuals = torch.full((3, 1, 2, 2), value)
-    write_recording(run, Recording({"decoder.layers.0.dropout1": residuals}, {}, {}), {})
-    stored = assets.read_activations(run.activations)["decoder.layers.0.dropout1"]
+    write_recording(run, Recording({"decoder.layers.0_sa_block": residuals}, {}), {})
+    stored = assets.read_activations(run)["decoder.layers.0_sa_block"]
     assert stored.dtype == dtype
     np.testing.assert_allclose(stored, residuals, rtol=1e-3)
 
@@ -88,22 +88,21 @@ def collect(checkpoint: Path, out: Path, *arguments: str) -> int:
 def test_each_mode_has_a_directory(checkpoint: Path, tmp_path: Path, arguments: list[str], directory: str) -> None:
     assert collect(checkpoint, tmp_path, *arguments) == 0
     run = assets.RunAssets(tmp_path / "pusht" / directory)
-    assert len(assets.read_activations(run.activations)) == 6
+    assert len(assets.read_activations(run)) == 6
     assert [path.name for path in run.directory.parent.iterdir()] == [directory]
 
 
 def test_mode_optimal_has_a_directory_too(checkpoint: Path, tmp_path: Path) -> None:
     run = assets.RunAssets(tmp_path / "pusht" / "original")
-    keys = {f"decoder.layers.{n}_{kind}": float(n) for n in range(2) for kind in ("sa_block", "mha_block", "ff_block")}
-    for layer in range(2):
-        for dropout in (1, 2, 3):
-            module = f"decoder.layers.{layer}.dropout{dropout}"
-            assets.write_steps(run.steps_dir("l1"), module, "l1", [0, 2 + layer], NUM_STEPS)
-    assets.write_pickle(run.selected_blocks(5), dict(list(keys.items())[:5]))
+    steps = {
+        f"decoder.layers.{n}_{kind}": [0, 2 + n] for n in range(2) for kind in ("sa_block", "mha_block", "ff_block")
+    }
+    assets.write_schedules(run.steps_dir("l1"), [assets.StoredSchedule("l1", 2, NUM_STEPS, steps)])
+    assets.write_block_errors(run, {block: float(-n) for n, block in enumerate(steps)})
     flags = ["--optimal_steps_dir", str(run.steps_dir("l1")), "--metric", "l1", "--num_caches", "2", "--bu"]
     assert collect(checkpoint, tmp_path, "--cache_mode", "optimal", *flags) == 0
     recorded = assets.RunAssets(tmp_path / "pusht" / "optimal_l1_caches_2").activations
-    steps = assets.read_arrays(recorded)[1]["source"]["update_steps"]
+    steps = files.read_arrays(recorded)[1]["source"]["update_steps"]
     assert steps["decoder.layers.0_sa_block"] == [0, 2, 3, 9]  # its own, those of layer 1's ff_block, the last
     assert steps["decoder.layers.1_ff_block"] == [0, 3, 9]
 

@@ -14,23 +14,25 @@ import pytest
 import torch
 from analysis_helpers import NUM_STEPS, FakeTask
 
-from bacinfer import assets
+from bacinfer import ResidualBlock, assets, bacinfer_files, files, register_layer, unregister_layer
 from bacinfer.analysis import get_optimal_cache_update_steps as pipeline
 from bacinfer.analysis.get_optimal_cache_update_steps import main
 from bacinfer.analysis.pipeline import Sampling, analyse_policy, collect_statistics
+from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.residuals import record, recordings
 from bacinfer.analysis.similarity import METRICS, similarity
 from bacinfer.analysis.update_steps import optimal_update_steps
+from bacinfer.commands import info
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.bubbling import block_error, select_blocks
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from helpers import TinyPolicy, act
+from helpers import WIDTH, TinyPolicy, act
 
 SAMPLING = Sampling("0" * 64, num_inference_steps=10, observations_per_demo=1, random_seed=11)
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    return assets.read_arrays(path)
+    return files.read_arrays(path)
 
 
 def assert_same_arrays(a: Path, b: Path) -> None:
@@ -63,24 +65,111 @@ def test_files_hold_what_the_stages_find(policy: TinyPolicy, task: FakeTask, run
     (recording,) = recordings(policy, task, 11, 1, SAMPLING.random_seed)
     errors = {}
     for block in find_blocks(policy.model):
-        residuals = recording.residuals[block.module_name]
+        residuals = recording.residuals[block.key]
         errors[block.key] = block_error(residuals)
         for metric, matrix in similarity(residuals, ["cosine", "l1"]).items():
-            stored = read(run.similarity_matrices)[0][f"{block.module_name}/{metric}"]
+            stored = read(run.similarity_matrices)[0][f"{block.key}/{metric}"]
             np.testing.assert_array_equal(stored, matrix.astype(np.float32))
             expected = list(optimal_update_steps(stored, [4], maximise=METRICS[metric].maximise)[4])
-            path = assets.steps_file(run.steps_dir(metric), block.module_name, 4, metric)
-            assert pickle.loads(path.read_bytes()) == expected
+            schedules = json.loads((run.steps_dir(metric) / "schedules.json").read_text())["schedules"]
+            assert [(s["metric"], s["num_caches"], s["num_inference_steps"]) for s in schedules] == [(metric, 4, 10)]
+            assert schedules[0]["update_steps"][block.key] == expected
+    assert assets.read_block_errors(run) == pytest.approx(errors, rel=1e-6)
+    written = {
+        path.name for path in run.directory.rglob("*") if path.is_file() and path.suffix not in (".png", ".lock")
+    }
+    assert written == {"activations.npz", "similarity_matrices.npz", "block_errors.json", "schedules.json"}
+
+
+def test_bacinfers_files_are_written_on_request(policy: TinyPolicy, task: FakeTask, run: assets.RunAssets) -> None:
+    schedules = analyse_policy(policy, task, run, [11], ["cosine"], [4, 2], SAMPLING, bacinfer_files_too=True)
+    for num_caches in (2, 4):
+        found = bacinfer_files.steps_files(run.steps_dir("cosine"), num_caches, "cosine")
+        steps = {block: tuple(pickle.loads(path.read_bytes())) for block, path in found.items()}
+        assert steps == schedules["cosine"][num_caches].update_steps
+        for path in found.values():
             description = json.loads(path.with_suffix(".json").read_text())
-            assert {k: description[k] for k in ("metric", "steps", "num_steps")} == {
-                "metric": metric,
-                "steps": expected,
-                "num_steps": 4,
-            }
-    assert pickle.loads(run.block_errors.read_bytes()) == pytest.approx(errors, rel=1e-6)
+            assert (description["metric"], description["num_steps"]) == ("cosine", num_caches)
+    errors = assets.read_block_errors(run)
+    assert pickle.loads(bacinfer_files.block_errors_file(run.directory).read_bytes()) == errors
     for num_blocks in range(1, 6):
-        selected = pickle.loads(run.selected_blocks(num_blocks).read_bytes())
-        assert list(selected) == list(select_blocks(errors, num_blocks))
+        selected = pickle.loads(bacinfer_files.selection_file(run.directory, num_blocks).read_bytes())
+        assert list(selected.items()) == list(select_blocks(errors, num_blocks).items())
+
+
+class Gated(torch.nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = torch.nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(x)
+
+
+@pytest.fixture
+def own_policy(policy: TinyPolicy) -> Iterator[TinyPolicy]:
+    """A policy whose blocks are those of a layer class that is not PyTorch's, in a place of their own."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stages = torch.nn.ModuleList(Gated(WIDTH) for _ in range(2))
+            self.last = Gated(WIDTH)
+
+        def forward(self, sample: torch.Tensor, timestep: Any, cond: Any = None) -> torch.Tensor:
+            for stage in self.stages:
+                sample = stage(sample)
+            return self.last(sample)
+
+    torch.manual_seed(0)
+    policy.model = Model()
+    register_layer(
+        Gated, [ResidualBlock("gate_block", "mlp", lambda layer, x: layer.mlp(x), lambda layer, x, r: x + r, ("mlp",))]
+    )
+    yield policy
+    unregister_layer(Gated)
+
+
+def test_blocks_of_an_own_layer_class_are_stored_read_and_shown(
+    own_policy: TinyPolicy, task: FakeTask, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = assets.RunAssets(tmp_path / "own" / "original")
+    blocks = ["stages.0_gate_block", "stages.1_gate_block", "last_gate_block"]
+    with pytest.raises(ValueError, match=r"cannot name the block 'stages\.0_gate_block'"):
+        analyse_policy(own_policy, task, run, [11], ["cosine"], [3], SAMPLING, bacinfer_files_too=True)
+    assert task.demos == []  # refused before the policy ran
+    found = analyse_policy(own_policy, task, run, [11], ["cosine"], [3], SAMPLING)["cosine"][3].update_steps
+    assert list(found) == blocks
+    steps_dir = run.steps_dir("cosine")
+    FastDiffusionPolicy.apply_cache(own_policy, optimal_steps_dir=steps_dir, num_caches=3)
+    applied = FastDiffusionPolicy.summary(own_policy).schedule
+    assert applied is not None
+    assert applied.update_steps == {block: tuple(sorted({*found[block], 9})) for block in blocks}
+    assert list(assets.read_activations(run)) == list(read_matrices(run, "cosine")) == blocks
+    flags = ["--assets_dir", str(tmp_path), "--task", "own", "--num_caches", "3"]
+    capsys.readouterr()
+    assert info.main(["steps", *flags]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{block}\n  ACS      3: {' '.join(map(str, found[block]))}\n" in shown for block in blocks)
+    assert info.main(["counts", *flags]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0], row[-1]) for row in rows] == [("gate_block", "2"), ("last_gate_block", "1"), ("all", "3")]
+
+
+def test_an_analysis_of_an_earlier_version_is_gone_on_with(
+    policy: TinyPolicy, task: FakeTask, run: assets.RunAssets, tmp_path: Path
+) -> None:
+    collect_statistics(policy, task, run, [11], ["cosine"], SAMPLING)
+    arrays, metadata = read(run.similarity_matrices)
+    modules = {bacinfer_files.module_name(block): block for block in metadata["blocks"]}
+    keys = {block: module for module, block in modules.items()}
+    old = {f"{keys[name.rpartition('/')[0]]}/{name.rpartition('/')[2]}": array for name, array in arrays.items()}
+    files.write_arrays(run.similarity_matrices, old, {**metadata, "blocks": modules})
+    collect_statistics(policy, task, run, [11, 12], ["cosine"], SAMPLING)
+    assert task.demos == [11, 12]
+    whole = assets.RunAssets(tmp_path / "whole")
+    collect_statistics(policy, FakeTask(), whole, [11, 12], ["cosine"], SAMPLING)
+    assert_same_arrays(run.similarity_matrices, whole.similarity_matrices)
 
 
 def test_residuals_are_those_of_the_first_demo_in_half_precision(
@@ -89,7 +178,7 @@ def test_residuals_are_those_of_the_first_demo_in_half_precision(
     analyse_policy(policy, task, run, [11, 12], ["cosine"], [4], SAMPLING)
     arrays, metadata = read(run.activations)
     (recording,) = recordings(policy, task, 11, 1, SAMPLING.random_seed)
-    assert list(arrays) == list(recording.residuals) == [b.module_name for b in find_blocks(policy.model)]
+    assert list(arrays) == list(recording.residuals) == [b.key for b in find_blocks(policy.model)]
     for module, residuals in recording.residuals.items():
         assert arrays[module].dtype == np.float16
         np.testing.assert_array_equal(arrays[module], residuals.half().numpy())
@@ -113,8 +202,8 @@ def test_matrices_are_means_over_all_observations(policy: TinyPolicy, task: Fake
         expected = np.mean([similarity(r.residuals[module], ["l1"])["l1"] for r in found], axis=0)
         np.testing.assert_allclose(matrix, expected, rtol=1e-5, atol=1e-6)
     errors = statistics.block_errors()
-    for module, key in found[0].block_keys.items():
-        assert errors[key] == pytest.approx(np.mean([block_error(r.residuals[module]) for r in found]), rel=1e-5)
+    for block in found[0].residuals:
+        assert errors[block] == pytest.approx(np.mean([block_error(r.residuals[block]) for r in found]), rel=1e-5)
 
 
 def test_an_episode_that_ends_early_is_named(
@@ -131,8 +220,8 @@ def test_an_episode_that_ends_early_is_named(
 
 def test_observations_have_noise_of_their_own(policy: TinyPolicy, task: FakeTask) -> None:
     obs = next(task.observations(policy, 0))
-    module = find_blocks(policy.model)[0].module_name
-    first, again, other = (record(policy, obs, seed).residuals[module] for seed in (1, 1, 2))
+    block = find_blocks(policy.model)[0].key
+    first, again, other = (record(policy, obs, seed).residuals[block] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -191,7 +280,7 @@ def test_what_is_there_is_used_for_new_budgets(
     analyse_policy(policy, task, run, [11], ["l1"], [2], SAMPLING)
     assert task.demos == [11]
     assert "using" in capsys.readouterr().err
-    assert assets.available_steps(run.steps_dir("l1")) == [("l1", 2), ("l1", 4)]
+    assert assets.available_schedules(run.steps_dir("l1")) == [("l1", 2), ("l1", 4)]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +373,7 @@ def test_negative_demos_are_refused(policy: TinyPolicy, task: FakeTask, run: ass
 
 def test_a_policy_that_yields_nan_is_refused(policy: TinyPolicy, task: FakeTask, run: assets.RunAssets) -> None:
     torch.nn.init.constant_(policy.model.decoder.layers[1].linear2.weight, float("nan"))
-    with pytest.raises(ValueError, match=r"decoder\.layers\.1\.dropout3.*step 0.*NaN"):
+    with pytest.raises(ValueError, match=r"decoder\.layers\.1_ff_block.*step 0.*NaN"):
         analyse_policy(policy, task, run, [11], ["cosine"], [5], SAMPLING)
     assert not run.directory.exists()
 
@@ -312,7 +401,7 @@ def test_the_command_analyses_a_checkpoint(
     run = assets.RunAssets(tmp_path / "pusht" / "original")
     assert read(run.similarity_matrices)[1]["demos"] == [0, 1]
     for metric in ("cosine", "mse"):
-        assert assets.available_steps(run.steps_dir(metric)) == [(metric, 3), (metric, 5)]
+        assert assets.available_schedules(run.steps_dir(metric)) == [(metric, 3), (metric, 5)]
     assert str(run.steps_dir("cosine")) in capsys.readouterr().out
 
     assert main([*command, "--num_demos", "2"]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bacinfer import assets
+from bacinfer import assets, files
 from bacinfer.analysis.run_policy import main
 
 
@@ -34,7 +34,7 @@ def test_a_cache_is_counted_timed_and_compared(
     }
     assert 0 < summary["rms_action_difference"] <= summary["max_action_difference"]  # type: ignore[operator]
     assert summary["cached_seconds"] > 0  # type: ignore[operator]
-    actions, start = assets.read_arrays(tmp_path / "actions.npz")
+    actions, start = files.read_arrays(tmp_path / "actions.npz")
     assert actions["action"].shape == (1, 8, 2)
     assert start["demo_idx"] == 12
     assert "2.0 updates a block in 10 steps" in capsys.readouterr().out
@@ -42,8 +42,9 @@ def test_a_cache_is_counted_timed_and_compared(
 
 def test_a_directory_of_steps_is_used_without_a_mode(checkpoint: Path, tmp_path: Path) -> None:
     run_assets = assets.RunAssets(tmp_path / "pusht" / "original")
-    for n, dropout in itertools.product(range(2), (1, 2, 3)):
-        assets.write_steps(run_assets.steps_dir("cosine"), f"decoder.layers.{n}.dropout{dropout}", "cosine", [0, 3], 10)
+    for n, kind in itertools.product(range(2), ("sa_block", "mha_block", "ff_block")):
+        block = f"decoder.layers.{n}_{kind}"
+        assets.write_block_steps(run_assets.steps_dir("cosine"), block, "cosine", [0, 3], 10)
     flags = ["--optimal_steps_dir", str(run_assets.steps_dir("cosine")), "--num_caches", "2"]
     summary = run(checkpoint, tmp_path / "out", *flags)
     assert summary["cache_mode"] == "optimal"
@@ -60,6 +61,6 @@ def test_a_directory_of_steps_is_used_without_a_mode(checkpoint: Path, tmp_path:
 def test_equal_seeds_give_equal_actions(checkpoint: Path, tmp_path: Path) -> None:
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         run(checkpoint, tmp_path / name, "--random_seed", seed)
-    a, b, c = (assets.read_arrays(tmp_path / name / "actions.npz")[0]["action_pred"] for name in "abc")
+    a, b, c = (files.read_arrays(tmp_path / name / "actions.npz")[0]["action_pred"] for name in "abc")
     assert (a == b).all()
     assert (a != c).any()

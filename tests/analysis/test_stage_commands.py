@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bacinfer import assets
+from bacinfer import assets, bacinfer_files
 from bacinfer.analysis import activation_analysis, bu_block_selection, optimal_cache_scheduler
-from bacinfer.analysis.recorded import block_key, read_matrices, read_residuals
+from bacinfer.analysis.recorded import read_matrices, read_residuals
 from bacinfer.analysis.similarity import similarity
 from bacinfer.commands import info as steps_report
 from bacinfer.core.bubbling import block_error
@@ -26,7 +27,7 @@ NUM_STEPS = 8
 @pytest.fixture
 def residuals() -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
-    return {m: generator.normal(scale=1 + n, size=(NUM_STEPS, 1, 2, 3)) for n, m in enumerate(MODULES)}
+    return {m: generator.normal(scale=1 + n, size=(NUM_STEPS, 1, 2, 3)) for n, m in enumerate(KEYS)}
 
 
 @pytest.fixture
@@ -41,8 +42,7 @@ def run(out: Path) -> assets.RunAssets:
 
 @pytest.fixture
 def recorded(run: assets.RunAssets, residuals: dict[str, np.ndarray]) -> assets.RunAssets:
-    metadata = {"blocks": dict(zip(MODULES, KEYS, strict=True))}
-    assets.write_arrays(run.activations, residuals, metadata)
+    assets.write_by_block(run.activations, residuals, KEYS)
     return run
 
 
@@ -61,30 +61,37 @@ def test_analysis_then_scheduler(
 ) -> None:
     assert activation_analysis.main([*arguments(out), "--metrics", "l2,cosine"]) == 0
     matrices = read_matrices(recorded, "l2")
-    assert list(matrices) == MODULES
-    for module, matrix in matrices.items():
-        rows = residuals[module].reshape(NUM_STEPS, -1)
+    assert list(matrices) == KEYS
+    for block, matrix in matrices.items():
+        rows = residuals[block].reshape(NUM_STEPS, -1)
         expected = np.linalg.norm(rows[:, None] - rows[None, :], axis=-1)
         np.testing.assert_allclose(matrix, expected, rtol=1e-6, atol=1e-6)
 
     directory = ["--similarity_matrices_dir", str(recorded.directory), "--metric", "l2"]
     capsys.readouterr()
     assert optimal_cache_scheduler.main([*directory, "--list_modules"]) == 0
-    assert capsys.readouterr().out.split() == MODULES
+    assert capsys.readouterr().out.split() == KEYS
 
-    assert optimal_cache_scheduler.main([*directory, "--module_name", MODULES[2], "--num_caches", "3"]) == 0
-    (steps,) = optimal_cache_scheduler.optimal_update_steps(matrices[MODULES[2]], [3], maximise=False).values()
-    path = assets.steps_file(recorded.steps_dir("l2"), MODULES[2], 3, "l2")
-    assert assets.read_steps(path, NUM_STEPS) == list(steps)
-    assert f"M = 3: {' '.join(map(str, steps))}" in capsys.readouterr().out
+    (steps,) = optimal_cache_scheduler.optimal_update_steps(matrices[KEYS[2]], [3], maximise=False).values()
+    for name in (KEYS[2], MODULES[2]):  # a block has two names
+        shutil.rmtree(recorded.directory / "optimal_steps", ignore_errors=True)
+        assert optimal_cache_scheduler.main([*directory, "--module_name", name, "--num_caches", "3"]) == 0
+        assert f"M = 3: {' '.join(map(str, steps))}" in capsys.readouterr().out
+        stored = assets.read_schedule(recorded.steps_dir("l2"), 3, "l2")
+        assert stored == assets.StoredSchedule("l2", 3, NUM_STEPS, {KEYS[2]: list(steps)})
+    assert not bacinfer_files.steps_files(recorded.steps_dir("l2"), 3, "l2")
+    flags = ["--module_name", MODULES[2], "--num_caches", "3", "--bacinfer_files"]
+    assert optimal_cache_scheduler.main([*directory, *flags]) == 0
+    (path,) = bacinfer_files.steps_files(recorded.steps_dir("l2"), 3, "l2").values()
+    assert bacinfer_files.read_steps(path) == (list(steps), NUM_STEPS)
 
 
 def test_matrices_of_bacinfer_are_read(run: assets.RunAssets) -> None:
     matrix = similarity_of_steps()
     run.directory.mkdir(parents=True)
     path = run.similarity_matrices.with_suffix(".pkl")
-    path.write_bytes(pickle.dumps({MODULES[0]: {"cosine": matrix}}))
-    np.testing.assert_array_equal(read_matrices(run, "cosine")[MODULES[0]], matrix)
+    path.write_bytes(pickle.dumps({MODULES[0]: {"cosine": matrix}, "head": {"cosine": matrix[:2, :2]}}))
+    np.testing.assert_array_equal(read_matrices(run, "cosine")[KEYS[0]], matrix)
     with pytest.raises(ValueError, match=r"no similarity matrices of metric 'l1', only of \['cosine'\]"):
         read_matrices(run, "l1")
 
@@ -100,9 +107,9 @@ def test_matrices_are_never_silently_replaced(
     assert activation_analysis.main([*arguments(out), "--metrics", "l1"]) == 0
     assert activation_analysis.main([*arguments(out), "--metrics", "l2"]) == 2
     assert "--force" in capsys.readouterr().err
-    assert list(read_matrices(recorded, "l1")) == MODULES
+    assert list(read_matrices(recorded, "l1")) == KEYS
     assert activation_analysis.main([*arguments(out), "--metrics", "l2", "--force"]) == 0
-    assert list(read_matrices(recorded, "l2")) == MODULES
+    assert list(read_matrices(recorded, "l2")) == KEYS
 
 
 @pytest.mark.parametrize(
@@ -111,8 +118,9 @@ def test_matrices_are_never_silently_replaced(
         (["--metric", "cosin"], "unknown metric 'cosin'"),
         (["--metric", "mse"], "no similarity matrices of metric 'mse', only of ['cosine']"),
         ([], "--module_name is missing"),
-        (["--module_name", "decoder"], "no module 'decoder'"),
+        (["--module_name", "decoder"], "no block 'decoder'; "),
         (["--list_modules", "--module_name", MODULES[0]], "--list_modules only lists"),
+        (["--list_modules", "--bacinfer_files"], "--list_modules only lists"),
         (["--list_modules", "--num_caches", "5"], "--list_modules only lists"),
         (["--module_name", MODULES[0], "--num_caches", "9"], "integer in 1..8"),
     ],
@@ -136,25 +144,29 @@ def test_selection(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert bu_block_selection.main([*arguments(out), "--num_blocks", "2"]) == 0
-    errors = pickle.loads(recorded.block_errors.read_bytes())
-    tensors, _ = read_residuals(recorded)
-    assert errors == {key: block_error(tensors[module]) for module, key in zip(MODULES, KEYS, strict=True)}
-    for module, key in zip(MODULES, KEYS, strict=True):
-        pairs = similarity(tensors[module], ["l1"])["l1"][np.triu_indices(NUM_STEPS, k=1)]
-        assert errors[key] == pytest.approx(pairs.mean() / residuals[module][0].size)
+    errors = assets.read_block_errors(recorded)
+    tensors = read_residuals(recorded)
+    assert errors == {key: block_error(tensors[key]) for key in KEYS}
+    for key in KEYS:
+        pairs = similarity(tensors[key], ["l1"])["l1"][np.triu_indices(NUM_STEPS, k=1)]
+        assert errors[key] == pytest.approx(pairs.mean() / residuals[key][0].size)
     # the last blocks were drawn with the largest scale
-    assert list(pickle.loads(recorded.selected_blocks(2).read_bytes())) == [KEYS[5], KEYS[4]]
-    assert KEYS[5] in capsys.readouterr().out
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[:2]] == [KEYS[5], KEYS[4]]
+    assert not (recorded.directory / "bu_block_selection").exists()
+    assert bu_block_selection.main([*arguments(out), "--num_blocks", "2", "--bacinfer_files"]) == 0
+    selection = bacinfer_files.selection_file(recorded.directory, 2)
+    assert list(pickle.loads(selection.read_bytes())) == [KEYS[5], KEYS[4]]
+    assert pickle.loads(bacinfer_files.block_errors_file(recorded.directory).read_bytes()) == errors
 
 
 def test_errors_are_kept_unless_forced(
     recorded: assets.RunAssets, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assets.write_pickle(recorded.block_errors, {"decoder.layers.0_sa_block": 1.0})
+    bacinfer_files.write_pickle(bacinfer_files.block_errors_file(recorded.directory), {KEYS[0]: 1.0})
     assert bu_block_selection.main([*arguments(out), "--num_blocks", "1"]) == 0
     assert "using" in capsys.readouterr().out
     assert bu_block_selection.main([*arguments(out), "--num_blocks", "1", "--force"]) == 0
-    assert len(assets.read_block_errors(recorded.block_errors)) == 6
+    assert len(assets.read_block_errors(recorded)) == 6
 
 
 @pytest.mark.parametrize("num_blocks", ["0", "7"])
@@ -187,13 +199,14 @@ def test_recordings_of_bacinfer_are_read_but_for_modules_that_are_no_blocks(
     run: assets.RunAssets, residuals: dict[str, np.ndarray]
 ) -> None:
     run.directory.mkdir(parents=True)
-    everything = {**residuals, "decoder.layers.0.linear1": np.zeros((NUM_STEPS, 1, 2, 12)), "head": np.zeros((8, 2))}
+    by_module = {module: residuals[key] for module, key in zip(MODULES, KEYS, strict=True)}
+    everything = {**by_module, "decoder.layers.0.linear1": np.zeros((NUM_STEPS, 1, 2, 12)), "head": np.zeros((8, 2))}
     lists = {module: list(array) for module, array in everything.items()}  # one array a step
     run.activations.with_suffix(".pkl").write_bytes(pickle.dumps(lists))
-    tensors, keys = read_residuals(run)
-    assert keys == dict(zip(MODULES, KEYS, strict=True))
-    for module in MODULES:
-        np.testing.assert_array_equal(tensors[module].numpy(), residuals[module])
+    tensors = read_residuals(run)
+    assert list(tensors) == KEYS
+    for key in KEYS:
+        np.testing.assert_array_equal(tensors[key].numpy(), residuals[key])
 
 
 def test_recordings_without_blocks_are_refused(run: assets.RunAssets) -> None:
@@ -230,26 +243,12 @@ def test_recorded_nan_is_refused(
     residuals: dict[str, np.ndarray],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    residuals[MODULES[3]][5, 0, 1, 1] = np.nan
-    assets.write_arrays(run.activations, residuals)
+    residuals[KEYS[3]][5, 0, 1, 1] = np.nan
+    assets.write_by_block(run.activations, residuals, KEYS)
     for command in (activation_analysis.main, bu_block_selection.main):
         assert command(arguments(out)) == 2
         last_line = capsys.readouterr().err.strip().splitlines()[-1]
-        assert f"{MODULES[3]}: the residual of denoising step 5" in last_line
-
-
-@pytest.mark.parametrize(
-    ("module", "key"),
-    [
-        ("decoder.layers.11.dropout2", "decoder.layers.11_mha_block"),
-        ("model.encoder.layers.0.dropout2", "model.encoder.layers.0_ff_block"),
-        ("encoder.layers.0.dropout3", None),
-        ("decoder.layers.0.linear1", None),
-        ("drop", None),
-    ],
-)
-def test_keys_of_modules(module: str, key: str | None) -> None:
-    assert block_key(module) == key
+        assert f"{KEYS[3]}: the residual of denoising step 5" in last_line
 
 
 # -- reports -----------------------------------------------------------------------------------------------------
@@ -258,9 +257,9 @@ def test_keys_of_modules(module: str, key: str | None) -> None:
 @pytest.fixture
 def scheduled(run: assets.RunAssets) -> assets.RunAssets:
     """Two layers with two updates each; bubbling union extends layer 0's self-attention."""
-    for module, second in zip(MODULES, (1, 2, 3, 4, 5, 6), strict=True):
-        assets.write_steps(run.steps_dir("l1"), module, "l1", [0, second], NUM_STEPS)
-    assets.write_pickle(run.selected_blocks(1), {KEYS[0]: 1.0})
+    steps = {key: [0, second] for second, key in enumerate(KEYS, start=1)}
+    assets.write_schedules(run.steps_dir("l1"), [assets.StoredSchedule("l1", 2, NUM_STEPS, steps)])
+    assets.write_block_errors(run, {key: -float(n) for n, key in enumerate(KEYS)})
     return run
 
 
@@ -291,7 +290,7 @@ def test_counts_of_each_kind(scheduled: assets.RunAssets, out: Path, capsys: pyt
 
 
 def test_reports_read_steps_of_bacinfer(run: assets.RunAssets, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = assets.steps_file(run.steps_dir("l1"), MODULES[0], 2, "l1")
+    path = bacinfer_files.steps_file(run.steps_dir("l1"), MODULES[0], 2, "l1")
     path.parent.mkdir(parents=True)
     path.write_bytes(pickle.dumps([0, 50]))
     path.with_suffix(".json").write_text('{"metric": "l1", "steps": [0, 50], "num_steps": 2}')
@@ -302,8 +301,9 @@ def test_reports_read_steps_of_bacinfer(run: assets.RunAssets, out: Path, capsys
 def test_reports_say_what_is_there(scheduled: assets.RunAssets, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(out, "steps", num_caches="3") == 2
     assert "has those for l1 2" in capsys.readouterr().err
+    scheduled.block_errors.unlink()
     assert report(out, "counts", num_bu_blocks="4") == 2
-    assert "top_1_error_blocks.pkl" in capsys.readouterr().err
+    assert f"no block_errors.json in {scheduled.directory}, which holds optimal_steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,8 @@ def test_reports_say_what_is_there(scheduled: assets.RunAssets, out: Path, capsy
 def test_a_foreign_description(
     scheduled: assets.RunAssets, out: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
 ) -> None:
-    path = assets.steps_file(scheduled.steps_dir("l1"), MODULES[0], 2, "l1").with_suffix(".json")
+    (scheduled.steps_dir("l1") / "schedules.json").unlink()
+    path = bacinfer_files.write_steps(scheduled.steps_dir("l1"), KEYS[0], "l1", [0, 1], NUM_STEPS).with_suffix(".json")
     path.write_text(content)
     assert report(out, "steps") == 2
     (line,) = capsys.readouterr().err.splitlines()

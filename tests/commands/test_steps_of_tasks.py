@@ -48,7 +48,7 @@ def test_tasks_are_analysed_and_failures_do_not_stop_the_others(
     assert "lift_ph" in captured.err
     assert "error: " in captured.err
     run = assets.RunAssets(Path("assets/pusht/original"))
-    assert assets.available_steps(run.steps_dir("l1")) == [("l1", 3)]
+    assert assets.available_schedules(run.steps_dir("l1")) == [("l1", 3)]
 
 
 def test_results_are_used_again_if_asked_to(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,17 +17,16 @@ def test_blocks_of_a_decoder_are_named_as_in_the_reference() -> None:
     assert [b.key for b in blocks] == [
         f"decoder.layers.{i}_{kind}" for i in range(2) for kind in ("sa_block", "mha_block", "ff_block")
     ]
-    assert [b.module_name for b in blocks] == [f"decoder.layers.{i}.dropout{n}" for i in range(2) for n in (1, 2, 3)]
     assert [b.layer_index for b in blocks] == [0, 0, 0, 1, 1, 1]
 
 
 def test_blocks_of_an_encoder_only_model() -> None:
     blocks = find_blocks(encoder_model(2))
-    assert [(b.kind, b.module_name) for b in blocks] == [
-        ("sa_block", "encoder.layers.0.dropout1"),
-        ("ff_block", "encoder.layers.0.dropout2"),
-        ("sa_block", "encoder.layers.1.dropout1"),
-        ("ff_block", "encoder.layers.1.dropout2"),
+    assert [(b.kind, b.key) for b in blocks] == [
+        ("sa_block", "encoder.layers.0_sa_block"),
+        ("ff_block", "encoder.layers.0_ff_block"),
+        ("sa_block", "encoder.layers.1_sa_block"),
+        ("ff_block", "encoder.layers.1_ff_block"),
     ]
 
 

@@ -16,25 +16,33 @@ import numpy as np
 import pytest
 import torch
 
-from bacinfer import CacheSchedule, FastDiffusionPolicy, assets, bubbling_union
+from bacinfer import CacheSchedule, FastDiffusionPolicy, assets, bacinfer_files, bubbling_union
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.bubbling import block_error, select_blocks
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy as FromModule
 from helpers import TinyPolicy, act, decoder_model
 
 apply_cache, summary = FastDiffusionPolicy.apply_cache, FastDiffusionPolicy.summary
-BLOCKS = find_blocks(decoder_model(3))
-KEYS = [block.key for block in BLOCKS]
-ACS = {block.module_name: (0, 1 + i % 8) for i, block in enumerate(BLOCKS)}
+KEYS = [block.key for block in find_blocks(decoder_model(3))]
+ACS = {key: (0, 1 + i % 8) for i, key in enumerate(KEYS)}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> assets.RunAssets:
-    """An assets directory as the analysis leaves it: M = 2, cosine, two selected blocks."""
+    """An assets directory as BACInfer leaves it: M = 2, cosine, two selected blocks."""
     run = assets.RunAssets(tmp_path / "task" / "original")
-    for module, steps in ACS.items():
-        assets.write_steps(run.steps_dir("cosine"), module, "cosine", steps, 10)
-    assets.write_pickle(run.selected_blocks(2), {KEYS[3]: 2.0, KEYS[1]: 1.0})
+    for block, steps in ACS.items():
+        bacinfer_files.write_steps(run.steps_dir("cosine"), block, "cosine", steps, 10)
+    bacinfer_files.write_pickle(bacinfer_files.selection_file(run.directory, 2), {KEYS[3]: 2.0, KEYS[1]: 1.0})
+    return run
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> assets.RunAssets:
+    """The same as our analysis leaves it."""
+    run = assets.RunAssets(tmp_path / "ours" / "original")
+    assets.write_schedules(run.steps_dir("cosine"), [assets.StoredSchedule("cosine", 2, 10, ACS)])
+    assets.write_block_errors(run, dict.fromkeys(KEYS, 0.5) | {KEYS[3]: 2.0, KEYS[1]: 1.0})
     return run
 
 
@@ -79,14 +87,25 @@ def test_edit_updates_all_blocks_at_the_given_steps(policy: TinyPolicy) -> None:
 
 def test_optimal_reads_each_block_and_refreshes_the_last_step(policy: TinyPolicy, run: assets.RunAssets) -> None:
     schedule = summary(optimal(policy, run)).schedule
-    assert schedule.update_steps == {b.key: (*ACS[b.module_name], 9) for b in BLOCKS}
+    assert schedule.update_steps == {key: (*steps, 9) for key, steps in ACS.items()}
     schedule = summary(optimal(policy, run, refresh_last_step=False)).schedule
-    assert schedule.update_steps == {b.key: ACS[b.module_name] for b in BLOCKS}
+    assert schedule.update_steps == ACS
     assert summary(policy).mode == "optimal"
 
 
+@pytest.mark.parametrize("num_bu_blocks", [0, 1, 2, 3])
+def test_our_file_gives_what_bacinfers_give(
+    policy: TinyPolicy, run: assets.RunAssets, ours: assets.RunAssets, num_bu_blocks: int
+) -> None:
+    if num_bu_blocks in (1, 3):  # of which BACInfer's directory has no selection
+        path = bacinfer_files.block_errors_file(run.directory)
+        bacinfer_files.write_pickle(path, assets.read_block_errors(ours))
+    schedules = [summary(optimal(policy, d, num_bu_blocks=num_bu_blocks)).schedule for d in (run, ours)]
+    assert schedules[0] == schedules[1]
+
+
 def test_optimal_with_bubbling_union(policy: TinyPolicy, run: assets.RunAssets) -> None:
-    own = CacheSchedule(10, {b.key: ACS[b.module_name] for b in BLOCKS})
+    own = CacheSchedule(10, ACS)
     expected = bubbling_union(own, [KEYS[3], KEYS[1]]).with_last_step()
     assert summary(optimal(policy, run, num_bu_blocks=2)).schedule.update_steps == expected.update_steps
 
@@ -96,24 +115,26 @@ def test_bubbling_union_selects_from_residuals_where_no_selection_is_stored(
     policy: TinyPolicy, run: assets.RunAssets, file_format: str
 ) -> None:
     rng = np.random.default_rng(0)
-    residuals = {b.module_name: rng.normal(size=(10, 1, 4)).astype("f4") * (i % 5) for i, b in enumerate(BLOCKS)}
+    residuals = {key: rng.normal(size=(10, 1, 4)).astype("f4") * (i % 5) for i, key in enumerate(KEYS)}
     if file_format == "npz":
-        assets.write_arrays(run.activations, residuals)
+        assets.write_by_block(run.activations, residuals, KEYS)
     else:
         convert = torch.from_numpy if file_format == "pickled tensors" else np.asarray
-        recorded = residuals | {"decoder.norm": 99 * np.ones((10, 1, 4), "f4")}  # BACInfer records other modules too
+        recorded = {bacinfer_files.module_name(key): array for key, array in residuals.items()}
+        # BACInfer records other modules too, also such as are blocks in another policy.
+        recorded |= dict.fromkeys(["decoder.norm", "encoder.layers.0.dropout1"], 99 * np.ones((10, 1, 4), "f4"))
         plain = {m: [convert(step) for step in r] for m, r in recorded.items()}
         run.activations.with_suffix(".pkl").write_bytes(pickle.dumps(plain))
-    errors = {b.key: block_error(torch.from_numpy(residuals[b.module_name])) for b in BLOCKS}
-    own = CacheSchedule(10, {b.key: ACS[b.module_name] for b in BLOCKS})
+    errors = {key: block_error(torch.from_numpy(array)) for key, array in residuals.items()}
+    own = CacheSchedule(10, ACS)
     expected = bubbling_union(own, list(select_blocks(errors, 3))).with_last_step()
     assert summary(optimal(policy, run, num_bu_blocks=3)).schedule.update_steps == expected.update_steps
 
 
 def test_bubbling_union_selects_from_stored_errors(policy: TinyPolicy, run: assets.RunAssets) -> None:
     errors = {key: float(i % 4) for i, key in enumerate(KEYS)}
-    assets.write_pickle(run.block_errors, errors)
-    own = CacheSchedule(10, {b.key: ACS[b.module_name] for b in BLOCKS})
+    assets.write_block_errors(run, errors)
+    own = CacheSchedule(10, ACS)
     expected = bubbling_union(own, list(select_blocks(errors, 4))).with_last_step()
     assert summary(optimal(policy, run, num_bu_blocks=4)).schedule.update_steps == expected.update_steps
     with pytest.raises(ValueError, match=r"num_bu_blocks must be in 1\.\.9"):
@@ -150,8 +171,8 @@ def test_summary_counts(policy: TinyPolicy) -> None:
 
 
 def test_missing_blocks_are_warned_of_once_and_computed_everywhere(policy: TinyPolicy, run: assets.RunAssets) -> None:
-    for block in BLOCKS[:2]:
-        assets.steps_file(run.steps_dir("cosine"), block.module_name, 2, "cosine").unlink()
+    for path in list(bacinfer_files.steps_files(run.steps_dir("cosine"), 2, "cosine").values())[:2]:
+        path.unlink()
     with pytest.warns(UserWarning, match="computed at every step") as caught:
         optimal(policy, run)
     assert len(caught) == 1
@@ -310,11 +331,11 @@ def test_bad_steps_file(
     policy: TinyPolicy, run: assets.RunAssets, content: bytes, message: str, monkeypatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = assets.steps_file(run.steps_dir("cosine"), BLOCKS[4].module_name, 2, "cosine")
+    path = bacinfer_files.steps_files(run.steps_dir("cosine"), 2, "cosine")[KEYS[4]]
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
         optimal(policy, run)
-    assert str(path) in str(error.value)
+    assert str(path) in str(error.value) or f"{run.steps_dir('cosine')}: {KEYS[4]}" in str(error.value)
     assert not (tmp_path / "executed").exists()
     assert summary(policy).mode == "original"
 
@@ -335,13 +356,13 @@ def test_steps_of_another_number_of_denoising_steps(policy: TinyPolicy, run: ass
     ],
 )
 def test_bad_block_selection(policy: TinyPolicy, run: assets.RunAssets, selection: object, message: str) -> None:
-    run.selected_blocks(2).write_bytes(pickle.dumps(selection))
+    bacinfer_files.selection_file(run.directory, 2).write_bytes(pickle.dumps(selection))
     with pytest.raises(ValueError, match=message):
         optimal(policy, run, num_bu_blocks=2)
 
 
 def test_bubbling_union_without_selection_or_residuals(policy: TinyPolicy, run: assets.RunAssets) -> None:
-    with pytest.raises(FileNotFoundError, match=r"top_5_error_blocks.pkl, or residuals"):
+    with pytest.raises(FileNotFoundError, match=r"block_errors.json, or residuals"):
         optimal(policy, run, num_bu_blocks=5)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bacinfer.assets import write_block_steps
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.experiments import experiment as module
 from bacinfer.experiments.experiment import Experiment, run, run_all
@@ -66,8 +67,10 @@ def test_a_key_depends_on_the_schedule_that_is_read(asked: Experiment, steps_dir
     changed = shutil.copytree(steps_dir, tmp_path / "original" / "optimal_steps" / "cosine")
     same = replace(found, optimal_steps_dir=str(changed))
     assert given.key == same.key != found.key
-    path = next(changed.rglob("*_3_cosine.pkl"))
-    shutil.copy(next(changed.rglob("*_5_cosine.pkl")), path)
+    block = "decoder.layers.0_sa_block"
+    write_block_steps(changed, block, "cosine", [0, 1, 2, 3], K)
+    assert given.key == same.key  # another number of updates is another method
+    write_block_steps(changed, block, "cosine", [0, 1, 2], K)
     assert same.key != given.key
 
 
@@ -113,7 +116,7 @@ def test_schedules_that_were_found_lie_in_the_results(asked: Experiment, tmp_pat
     assert row.assets is not None
     assert row.assets.startswith("assets/tiny-")
     assert (tmp_path / row.assets / "similarity_matrices.npz").is_file()
-    assert (tmp_path / row.assets / "bu_block_selection" / "block_l1_errors.pkl").is_file()
+    assert (tmp_path / row.assets / "block_errors.json").is_file()
 
 
 def test_an_interrupted_run_is_run_again(asked: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.update_steps import optimal_update_steps
-from bacinfer.assets import RunAssets, read_block_errors, write_arrays
+from bacinfer.assets import RunAssets, read_block_errors, read_schedule, write_by_block, write_schedules
 from bacinfer.core.apply import summary
-from bacinfer.core.bubbling import bubbling_union
+from bacinfer.core.bubbling import bubbling_union, select_blocks
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.experiments.method import parse_method
 from bacinfer.experiments.plans import ScheduleSource, applied, ddim_sampler, make_plan
@@ -130,11 +130,10 @@ def test_unified_is_acs_on_the_mean_similarity(pusht_policy: Any, source: Schedu
 def test_what_assets_lack_is_found_from_the_policy(pusht_policy: Any, source: ScheduleSource) -> None:
     blockwise, bac = (schedule(pusht_policy, spec, source) for spec in ("blockwise:3", "bac:3:2"))
     run = RunAssets(source.found_dir / "original")
-    for module, matrix in read_matrices(run, "cosine").items():
+    for block, matrix in read_matrices(run, "cosine").items():
         (steps,) = optimal_update_steps(matrix, [3], maximise=True).values()
-        key = {"1": "sa", "2": "mha", "3": "ff"}[module[-1]]
-        assert blockwise.update_steps[f"{module.rpartition('.')[0]}_{key}_block"] == tuple(sorted({*steps, K - 1}))
-    union = bubbling_union(blockwise, read_block_errors(run.selected_blocks(2)))
+        assert blockwise.update_steps[block] == tuple(sorted({*steps, K - 1}))
+    union = bubbling_union(blockwise, select_blocks(read_block_errors(run), 2))
     assert bac.update_steps == union.update_steps
 
     on_ddim = schedule(pusht_policy, "ddim:5+bac:2:1", source)
@@ -161,7 +160,11 @@ def test_a_plan_is_for_the_policy_and_sampler_that_it_was_made_for(pusht_policy:
 
 def test_an_interrupted_analysis_is_not_taken_for_a_whole_one(pusht_policy: Any, source: ScheduleSource) -> None:
     before = schedule(pusht_policy, "blockwise:3", source)
-    shutil.rmtree(RunAssets(source.found_dir / "original").steps_dir("cosine") / "decoder.layers.0.dropout1")
+    steps_dir = RunAssets(source.found_dir / "original").steps_dir("cosine")
+    whole = read_schedule(steps_dir, 3, "cosine")
+    assert whole is not None
+    cut = dict(list(whole.update_steps.items())[1:])
+    write_schedules(steps_dir, [replace(whole, update_steps=cut)])
     assert schedule(pusht_policy, "blockwise:3", source) == before
 
 
@@ -183,6 +186,7 @@ def test_a_steps_directory_is_all_there_is(pusht_policy: Any, source: ScheduleSo
 
 def test_another_policys_matrices(pusht_policy: Any, source: ScheduleSource, tmp_path: Path) -> None:
     run = RunAssets(tmp_path / "original")
-    write_arrays(run.similarity_matrices, {"decoder.layers.0.dropout1/cosine": np.eye(5)})
+    block = "decoder.layers.0_sa_block"
+    write_by_block(run.similarity_matrices, {f"{block}/cosine": np.eye(5)}, [block])
     with pytest.raises(ValueError, match="K = 5, this one has K = 10"):
         schedule(pusht_policy, "unified:3", ScheduleSource("digest", source.found_dir, run))

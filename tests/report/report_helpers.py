@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from bacinfer.analysis.block_selection import write_selections
-from bacinfer.assets import RunAssets, write_arrays, write_json
+from bacinfer.assets import RunAssets, write_by_block
 from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.experiments.run_files import PLAN_FILE, SCORES_FILE
 from bacinfer.experiments.store import ResultsStore, Row
+from bacinfer.files import write_json
 from bacinfer.tasks.video import open_video
 from small_experiments import make_row
 
@@ -64,9 +65,8 @@ def similarity(n: int) -> np.ndarray:
 
 def write_assets(results_dir: Path) -> None:
     run = RunAssets(results_dir / ASSETS)
-    modules = [f"decoder.layers.{layer}.dropout{n}" for layer in range(2) for n in (1, 2, 3)]
-    arrays = {f"{module}/cosine": similarity(n) for n, module in enumerate(modules)}
-    write_arrays(run.similarity_matrices, arrays, {"blocks": dict(zip(modules, BLOCKS, strict=True))})
+    arrays = {f"{block}/cosine": similarity(n) for n, block in enumerate(BLOCKS)}
+    write_by_block(run.similarity_matrices, arrays, BLOCKS)
     write_selections(run, {block: float(n + 1) for n, block in enumerate(BLOCKS)}, 1)
 
 

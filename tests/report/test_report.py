@@ -140,7 +140,7 @@ def test_what_files_say_is_text(results: Path) -> None:
         ("runs/bac-5-1-bac/plan.json", "plan.json"),
         (ASSETS, "assets directory is no longer there"),
         (f"{ASSETS}/similarity_matrices.npz", "no similarity_matrices.npz"),
-        (f"{ASSETS}/bu_block_selection", "block_l1_errors.pkl"),
+        (f"{ASSETS}/block_errors.json", "no block_errors.json"),
     ],
 )
 def test_what_is_missing_is_said(results: Path, missing: str, said: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bacinfer.assets import read_arrays
+from bacinfer.files import read_arrays
 from bacinfer.training import expert_demonstrations
 from bacinfer.training.dataset import read_demonstrations
 from bacinfer.training.expert_demonstrations import check_recorded, record_demonstrations

@@ -30,9 +30,9 @@ def analyse(args: argparse.Namespace) -> int:
     if run.similarity_matrices.is_file() and not args.force:
         raise ValueError(f"{run.similarity_matrices} is there already; pass --force to overwrite it")
     statistics = BlockStatistics(args.metrics)
-    statistics.add(*read_residuals(run))
+    statistics.add(read_residuals(run))
     statistics.write(run.similarity_matrices, {})
-    print(f"{len(statistics.block_keys)} blocks, metrics {', '.join(statistics.metrics)}: {run.similarity_matrices}")
+    print(f"{len(statistics.blocks)} blocks, metrics {', '.join(statistics.metrics)}: {run.similarity_matrices}")
     return 0
 
 

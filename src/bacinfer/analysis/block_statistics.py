@@ -48,46 +48,44 @@ class BlockStatistics:
 
     Attributes:
         metrics: The metrics whose matrices are kept.
-        block_keys: Module name to block key, in the order of the forward.
+        blocks: Block keys, in the order of the forward.
     """
 
-    def __init__(
-        self, metrics: Iterable[str], block_keys: Mapping[str, str] | None = None, mean: RunningMean | None = None
-    ) -> None:
+    def __init__(self, metrics: Iterable[str], blocks: Iterable[str] = (), mean: RunningMean | None = None) -> None:
         self.metrics = tuple(metrics)
-        self.block_keys = dict(block_keys or {})
+        self.blocks = tuple(blocks)
         self._mean = mean or RunningMean()
 
     @property
     def num_observations(self) -> int:
         return self._mean.count
 
-    def add(self, residuals: Mapping[str, Tensor], block_keys: Mapping[str, str]) -> None:
-        """Takes in the residuals [K, ...] of one observation, of all modules.
+    def add(self, residuals: Mapping[str, Tensor]) -> None:
+        """Takes in the residuals [K, ...] of one observation, of all blocks.
 
         Raises:
             ValueError: if a residual is not finite, or the blocks or K are others than before.
         """
         values: dict[str, Array] = {}
-        for module, block in tqdm(residuals.items(), desc="comparing residuals", unit="block", leave=False):
-            for metric, matrix in similarity(block, self.metrics, module).items():
-                values[f"{module}/{metric}"] = matrix
-            values[f"{module}/{BLOCK_ERROR}"] = np.array(block_error(block))
+        for block, residual in tqdm(residuals.items(), desc="comparing residuals", unit="block", leave=False):
+            for metric, matrix in similarity(residual, self.metrics, block).items():
+                values[f"{block}/{metric}"] = matrix
+            values[f"{block}/{BLOCK_ERROR}"] = np.array(block_error(residual))
         self._mean.add(values)
-        self.block_keys = {module: block_keys[module] for module in residuals}
+        self.blocks = tuple(residuals)
 
     def matrices(self, metric: str) -> dict[str, Array]:
-        """Module name to its similarity matrix [K, K]."""
-        return {module: self._mean.means[f"{module}/{metric}"] for module in self.block_keys}
+        """Block key to its similarity matrix [K, K]."""
+        return {block: self._mean.means[f"{block}/{metric}"] for block in self.blocks}
 
     def block_errors(self) -> dict[str, float]:
         """Block key to its error, what bubbling union selects by."""
-        return {key: float(self._mean.means[f"{module}/{BLOCK_ERROR}"]) for module, key in self.block_keys.items()}
+        return {block: float(self._mean.means[f"{block}/{BLOCK_ERROR}"]) for block in self.blocks}
 
     def write(self, path: Path, metadata: Mapping[str, Any]) -> None:
-        """Stores the statistics as an .npz of arrays ``module/metric``, with what is needed to go on later."""
-        state = {"metrics": self.metrics, "blocks": self.block_keys, "num_observations": self.num_observations}
-        assets.write_arrays(path, self._mean.means, {**state, **metadata})
+        """Stores the statistics as an .npz of arrays ``block/metric``, with what is needed to go on later."""
+        state = {"metrics": self.metrics, "num_observations": self.num_observations}
+        assets.write_by_block(path, self._mean.means, self.blocks, **state, **metadata)
 
     @classmethod
     def read(cls, path: Path) -> tuple[BlockStatistics, dict[str, Any]]:
@@ -97,11 +95,11 @@ class BlockStatistics:
             FileNotFoundError: if there is no such file.
             ValueError: if it is damaged or something else.
         """
-        arrays, metadata = assets.read_arrays(path)
+        arrays, metadata = assets.read_by_block(path)
         try:
             mean = RunningMean(arrays, metadata["num_observations"])
             statistics = cls(metadata["metrics"], metadata["blocks"], mean)
-            expected = {f"{m}/{s}" for m in statistics.block_keys for s in (*statistics.metrics, BLOCK_ERROR)}
+            expected = {f"{b}/{s}" for b in statistics.blocks for s in (*statistics.metrics, BLOCK_ERROR)}
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} was not written by this analysis ({error!r}); delete it") from error
         if expected != set(arrays):

@@ -91,7 +91,7 @@ def collect(args: argparse.Namespace) -> int:
     run = assets.RunAssets(args.output_dir / args.task / run_name(request, policy.num_inference_steps))
     source = recording_source(policy, file_digest(args.checkpoint), args.demo_idx, args.random_seed)
     if run.activations.is_file() and not args.force:
-        if assets.read_arrays(run.activations)[1].get("source") == source:
+        if assets.read_by_block(run.activations)[1].get("source") == source:
             print(f"{run.activations} is there already (--force records it again)")
             return 0
         raise ValueError(

@@ -13,6 +13,7 @@ from bacinfer.analysis.residuals import (
     file_digest,
 )
 from bacinfer.commands.options import (
+    add_bacinfer_files_argument,
     add_metrics_argument,
     add_policy_arguments,
     add_seed_argument,
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="observations of each episode to average over, from its start on (default: 1)",
     )
     add_seed_argument(parser)
+    add_bacinfer_files_argument(parser)
     parser.add_argument("--force_recompute", action="store_true", help="do not use what is in OUT already")
     return parser
 
@@ -78,7 +80,17 @@ def analyse_checkpoint(args: argparse.Namespace) -> int:
     sampling = Sampling(
         file_digest(args.checkpoint), policy.num_inference_steps, args.observations_per_demo, args.random_seed
     )
-    analyse_policy(policy, task, run, _demos(args), args.metrics, args.num_caches, sampling, force=args.force_recompute)
+    analyse_policy(
+        policy,
+        task,
+        run,
+        _demos(args),
+        args.metrics,
+        args.num_caches,
+        sampling,
+        force=args.force_recompute,
+        bacinfer_files_too=args.bacinfer_files,
+    )
     megabytes = sum(path.stat().st_size for path in run.directory.rglob("*") if path.is_file()) / 1e6
     print(f"update steps for {', '.join(args.metrics)} in {run.directory} ({megabytes:.1f} MB). To use them:")
     print(

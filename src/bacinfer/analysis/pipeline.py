@@ -8,14 +8,14 @@ It can be interrupted: the statistics on disk know which demos they are of, and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from bacinfer import assets
+from bacinfer import assets, bacinfer_files
 from bacinfer.analysis.block_selection import write_selections
 from bacinfer.analysis.block_statistics import BlockStatistics
 from bacinfer.analysis.find_plan import Schedules, find_schedules
@@ -28,6 +28,7 @@ from bacinfer.analysis.residuals import (
 )
 from bacinfer.analysis.similarity import find_metric
 from bacinfer.analysis.update_steps import check_budgets
+from bacinfer.core.blocks import find_blocks
 from bacinfer.tasks import Task
 
 DEFAULT_BUDGETS = (5, 8, 10, 20)
@@ -92,7 +93,7 @@ def collect_statistics(
             if statistics.num_observations == 0:
                 source = recording_source(policy, sampling.checkpoint_sha256, demo_idx, sampling.random_seed)
                 write_recording(run, recording, source)
-            statistics.add(recording.residuals, recording.block_keys)
+            statistics.add(recording.residuals)
         if (found := statistics.num_observations - before) < sampling.observations_per_demo:
             _say(f"the episode of demo {demo_idx} ended after {found} of {sampling.observations_per_demo} observations")
         done.append(demo_idx)
@@ -126,21 +127,28 @@ def _resume(
     return statistics, done
 
 
-def write_schedules(run: assets.RunAssets, schedules: Schedules, block_keys: Mapping[str, str]) -> None:
-    """Writes every block's update steps, in the files that `apply_cache` and BACInfer read."""
+def write_schedules(run: assets.RunAssets, schedules: Schedules, *, bacinfer_files_too: bool = False) -> None:
+    """Writes every block's update steps to where `apply_cache` reads them, and for BACInfer into files of its own."""
     for metric, by_budget in schedules.items():
-        for schedule in by_budget.values():
-            for module, block in block_keys.items():
-                steps = schedule.update_steps[block]
-                assets.write_steps(run.steps_dir(metric), module, metric, steps, schedule.num_inference_steps)
+        steps_dir = run.steps_dir(metric)
+        assets.write_schedules(
+            steps_dir,
+            [
+                assets.StoredSchedule(metric, budget, schedule.num_inference_steps, schedule.update_steps)
+                for budget, schedule in by_budget.items()
+            ],
+        )
+        if bacinfer_files_too:
+            for schedule in by_budget.values():
+                for block, steps in schedule.update_steps.items():
+                    bacinfer_files.write_steps(steps_dir, block, metric, steps, schedule.num_inference_steps)
 
 
 def write_pictures(run: assets.RunAssets, statistics: BlockStatistics, schedules: Schedules) -> None:
     """Draws the similarity matrices and the schedules of every metric into ``figures``."""
     figures = run.directory / "figures"
     for metric, by_budget in tqdm(schedules.items(), desc="drawing", unit="metric", leave=False):
-        matrices = {statistics.block_keys[module]: s for module, s in statistics.matrices(metric).items()}
-        plot_similarities(matrices, metric, figures / f"similarity_{metric}.png")
+        plot_similarities(statistics.matrices(metric), metric, figures / f"similarity_{metric}.png")
         plot_schedules(list(by_budget.values()), figures / f"schedules_{metric}.png")
 
 
@@ -154,22 +162,27 @@ def analyse_policy(
     sampling: Sampling,
     *,
     force: bool = False,
+    bacinfer_files_too: bool = False,
 ) -> Schedules:
     """The whole pipeline: records `policy`, finds its schedules, and writes all results to `run`.
 
     Args:
         budgets: Numbers of update steps M.
+        bacinfer_files_too: Write update steps and selected blocks as BACInfer reads them, too.
         Others: see `collect_statistics`.
 
     Raises:
-        ValueError: if a budget is not in 1..K, or as `collect_statistics`.
+        ValueError: if a budget is not in 1..K, BACInfer's files cannot name a block, or as `collect_statistics`.
     """
     budgets = sorted(set(check_budgets(budgets, policy.num_inference_steps)))
     metrics, demos = list(dict.fromkeys(metrics)), list(dict.fromkeys(demos))
+    if bacinfer_files_too:
+        for block in find_blocks(policy.model):  # refused before the policy runs, not afterwards
+            bacinfer_files.module_name(block.key)
     statistics = collect_statistics(policy, task, run, demos, metrics, sampling, force=force)
     schedules = find_schedules(statistics, metrics, budgets)
-    write_schedules(run, schedules, statistics.block_keys)
-    write_selections(run, statistics.block_errors())
+    write_schedules(run, schedules, bacinfer_files_too=bacinfer_files_too)
+    write_selections(run, statistics.block_errors(), bacinfer_files_too=bacinfer_files_too)
     write_pictures(run, statistics, schedules)
     return schedules
 

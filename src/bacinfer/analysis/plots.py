@@ -13,9 +13,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from bacinfer.analysis.similarity import Array
-from bacinfer.assets import atomic_write
-from bacinfer.core.bubbling import split_block_key
+from bacinfer.core.bubbling import layer_and_kind
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.files import atomic_write
 
 DPI = 100
 PLAIN_TEXT: dict[Any, Any] = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "bacinfer"}
@@ -37,20 +37,20 @@ def plot_similarities(matrices: Mapping[str, Array], metric: str, *paths: Path) 
         metric: For the title.
         paths: The .png and .svg files to write.
     """
-    layers = sorted({split_block_key(block)[0] for block in matrices})
-    kinds = list(dict.fromkeys(split_block_key(block)[1] for block in matrices))
+    layers = list(dict.fromkeys(layer_and_kind(block)[0] for block in matrices))
+    kinds = list(dict.fromkeys(layer_and_kind(block)[1] for block in matrices))
     column, row = 1 + _GAP, 1 + 2 * _GAP  # heat maps are 1 × 1
     figure = Figure(figsize=(1.1 * len(layers) + 0.9, 1.3 * len(kinds) + 0.8), dpi=DPI)
     axes = _axes(figure, left=0.8, right=0.1, bottom=0.3, top=0.5)
     for block, matrix in matrices.items():
-        layer, kind = split_block_key(block)
+        layer, kind = layer_and_kind(block)
         left, top = layers.index(layer) * column, kinds.index(kind) * row
         axes.imshow(matrix, extent=(left, left + 1, top + 1, top), interpolation="nearest", aspect="auto")
         caption = f"{matrix.min():.3g} … {matrix.max():.3g}"
         axes.text(left + 0.5, top - 0.04, caption, fontsize=6, ha="center", va="bottom")
     axes.set_xlim(0, len(layers) * column)
     axes.set_ylim(len(kinds) * row, -2 * _GAP)
-    axes.set_xticks([n * column + 0.5 for n in range(len(layers))], [f"layer {n}" for n in layers], fontsize=7)
+    axes.set_xticks([n * column + 0.5 for n in range(len(layers))], _layer_labels(layers), fontsize=7)
     axes.set_yticks([n * row + 0.5 for n in range(len(kinds))], kinds, fontsize=7)
     axes.tick_params(length=0)
     axes.set_frame_on(False)
@@ -132,6 +132,14 @@ def save_figure(figure: Figure, *paths: Path) -> None:
             else:
                 raise ValueError(f"{path}: expected a .png or .svg file")
         figure.set_layout_engine("none")  # it is laid out, which can take as long as drawing it
+
+
+def _layer_labels(layers: Sequence[str]) -> list[str]:
+    """``layer 3`` for ``decoder.layers.3``, unless other layers have that number too, or one has none."""
+    numbers = {layer.rpartition(".")[2] for layer in layers}
+    if len(numbers) == len(layers) and all(number.isdigit() for number in numbers):
+        return [f"layer {layer.rpartition('.')[2]}" for layer in layers]
+    return list(layers)
 
 
 def _axes(figure: Figure, left: float, right: float, bottom: float, top: float) -> Axes:

@@ -35,14 +35,11 @@ class Recording:
     """What one call of a policy did.
 
     Attributes:
-        residuals: Module name (``decoder.layers.0.dropout1``) to its residuals [K, B, T, D], on the CPU, in the order
-            of the forward.
-        block_keys: Module name to block key (``decoder.layers.0_sa_block``).
+        residuals: Block key to its residuals [K, B, T, D], on the CPU, in the order of the forward.
         result: What the policy returned.
     """
 
     residuals: dict[str, Tensor]
-    block_keys: dict[str, str]
     result: Any
 
 
@@ -53,19 +50,17 @@ def record(policy: Any, obs: Any, noise_seed: int) -> Recording:
         ValueError: if a residual is not finite; names the denoising step and the block where that begins.
     """
     steps: dict[str, list[Tensor]] = {}
-    block_keys: dict[str, str] = {}
 
     def keep(block: Block, step: int, residual: Tensor) -> None:
-        block_keys[block.module_name] = block.key
-        steps.setdefault(block.module_name, []).append(residual.detach().clone())
+        steps.setdefault(block.key, []).append(residual.detach().clone())
 
     with torch.no_grad(), seeded_noise(policy, noise_seed), observe_residuals(policy, keep):
         result = sample(policy, obs)
-    residuals = {module: torch.stack(tensors).cpu() for module, tensors in steps.items()}
+    residuals = {block: torch.stack(tensors).cpu() for block, tensors in steps.items()}
     # NaN spreads: the block to name is that of the earliest step and, of equal ones, the first in the forward.
-    for module in sorted(residuals, key=lambda module: num_finite_steps(residuals[module])):
-        check_residuals(residuals[module], module)
-    return Recording(residuals, block_keys, result)
+    for block in sorted(residuals, key=lambda block: num_finite_steps(residuals[block])):
+        check_residuals(residuals[block], block)
+    return Recording(residuals, result)
 
 
 def recordings(policy: Any, task: Task, demo_idx: int, num_observations: int, random_seed: int) -> Iterator[Recording]:
@@ -109,8 +104,8 @@ def recording_source(policy: Any, checkpoint_sha256: str, demo_idx: int, random_
 
 def write_recording(run: assets.RunAssets, recording: Recording, source: Mapping[str, Any]) -> None:
     """Stores the residuals, with half precision where they allow it, and where they are from."""
-    arrays = {module: _compact(residuals) for module, residuals in recording.residuals.items()}
-    assets.write_arrays(run.activations, arrays, {"blocks": recording.block_keys, "source": dict(source)})
+    arrays = {block: _compact(residuals) for block, residuals in recording.residuals.items()}
+    assets.write_by_block(run.activations, arrays, arrays, source=dict(source))
 
 
 def _compact(residuals: Tensor) -> NDArray[np.floating]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bacinfer import assets
+from bacinfer import files
 from bacinfer.analysis.residuals import noise_seed
 from bacinfer.commands.options import (
     add_cache_arguments,
@@ -126,8 +126,8 @@ def run(args: argparse.Namespace) -> int:
     actions = {name: tensor.cpu().numpy() for name, tensor in cached[0].items()}
     start = {"checkpoint": str(args.checkpoint), "demo_idx": args.demo_idx, "random_seed": args.random_seed}
     given = {name: str(value) if isinstance(value, Path) else value for name, value in request.arguments.items()}
-    assets.write_arrays(args.output_dir / "actions.npz", actions, start)
-    assets.write_json(args.output_dir / "summary.json", {**start, "cache_arguments": given, **asdict(comparison)})
+    files.write_arrays(args.output_dir / "actions.npz", actions, start)
+    files.write_json(args.output_dir / "summary.json", {**start, "cache_arguments": given, **asdict(comparison)})
     print(f"action {list(cached[0]['action'].shape)}:\n{cached[0]['action'].cpu().numpy()}")
     print(f"{comparison}\nwritten to {args.output_dir}: actions.npz, summary.json")
     return 0

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from bacinfer.assets import write_text
 from bacinfer.commands.episode_options import add_episode_arguments
 from bacinfer.commands.options import (
     DEFAULT_BU_BLOCKS,
@@ -27,6 +26,7 @@ from bacinfer.core.cache_request import DEFAULT_METRIC, check_effect
 from bacinfer.experiments.experiment import Attempts
 from bacinfer.experiments.jobs import JobResult, make_jobs, run_job, with_checkpoints
 from bacinfer.experiments.method import PLAIN, Method
+from bacinfer.files import write_text
 from bacinfer.report.batch import batch_table, write_csv
 from bacinfer.tasks.checkpoints import CHECKPOINT_TYPES
 from bacinfer.tasks.table import GROUPS, TASKS, TaskInfo, tasks_in_group, tasks_named

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bacinfer.assets import write_text
 from bacinfer.commands.episode_options import (
     add_episode_arguments,
     add_seed_arguments,
@@ -16,6 +15,7 @@ from bacinfer.commands.episode_options import (
 from bacinfer.commands.options import add_engine_argument, add_policy_arguments, path_argument, run_command
 from bacinfer.experiments.experiment import Experiment, check, run_all
 from bacinfer.experiments.method import GRAMMAR, PLAIN, parse_methods
+from bacinfer.files import write_text
 from bacinfer.report.pareto import plot_pareto
 from bacinfer.report.table import format_methods
 from bacinfer.report.video import film

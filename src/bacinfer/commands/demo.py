@@ -13,13 +13,14 @@ from pathlib import Path
 
 from bacinfer.analysis.pipeline import DEFAULT_BUDGETS, Sampling, analyse_policy
 from bacinfer.analysis.residuals import DEFAULT_DEMO, DEFAULT_SEED, file_digest
-from bacinfer.assets import RunAssets, write_text
+from bacinfer.assets import RunAssets
 from bacinfer.commands.episode_options import report_failures
 from bacinfer.commands.options import add_policy_arguments, load_policy_and_config, path_argument, run_command
 from bacinfer.core.plan import SamplingPlan
 from bacinfer.experiments.experiment import Experiment, run_all
 from bacinfer.experiments.method import parse_methods
 from bacinfer.experiments.run_files import PLAN_FILE
+from bacinfer.files import write_text
 from bacinfer.report.table import format_methods
 from bacinfer.report.video import write_side_by_side
 from bacinfer.tasks import make_task

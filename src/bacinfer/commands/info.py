@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bacinfer import assets
-from bacinfer.analysis.recorded import block_key, contents
 from bacinfer.commands.options import add_debug_argument, path_argument, run_command
-from bacinfer.core.bubbling import bubbling_union, split_block_key
+from bacinfer.core.bubbling import bubbling_union, layer_and_kind
 from bacinfer.core.optimal_steps import stored_selection
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.files import contents
 
 BACINFER_NUM_STEPS = 100  # K of its policies; its steps files do not record it
 
@@ -23,34 +22,28 @@ def read_schedule(run: assets.RunAssets, metric: str, num_caches: int) -> CacheS
 
     Raises:
         FileNotFoundError: if there are none for this metric and number; lists those that are there.
-        ValueError: if a file is damaged, or is of no residual block.
+        ValueError: if a file is damaged.
     """
     steps_dir = run.steps_dir(metric)
-    modules = sorted((path.name for path in steps_dir.glob("*") if path.is_dir()), key=_forward_order)
-    files = {module: assets.steps_file(steps_dir, module, num_caches, metric) for module in modules}
-    files = {module: path for module, path in files.items() if path.is_file()}
-    if not files:
-        found = [f"{name} {number}" for name, number in assets.available_steps(steps_dir)]
+    stored = assets.read_schedule(steps_dir, num_caches, metric)
+    if stored is None:
+        found = [f"{name} {number}" for name, number in assets.available_schedules(steps_dir)]
         there = f"has those for {', '.join(found)}" if found else contents(steps_dir)
         raise FileNotFoundError(f"no update steps for {metric} {num_caches} in {steps_dir}, which {there}")
-    keys = {module: block_key(module) for module in files}
-    if unknown := [module for module, key in keys.items() if key is None]:
-        raise ValueError(f"cannot tell which residual blocks these are: {', '.join(unknown)} in {steps_dir}")
-    num_steps = _num_inference_steps(next(iter(files.values())))
-    steps = {str(keys[module]): tuple(assets.read_steps(path, num_steps)) for module, path in files.items()}
-    return CacheSchedule(num_steps, steps, f"{metric}, M = {num_caches}")
+    steps = {block: tuple(steps) for block, steps in stored.update_steps.items()}
+    return CacheSchedule(stored.num_inference_steps or BACINFER_NUM_STEPS, steps, f"{metric}, M = {num_caches}")
 
 
 def applied_schedule(run: assets.RunAssets, schedule: CacheSchedule, num_bu_blocks: int) -> CacheSchedule:
     """What `apply_cache` makes of a schedule: bubbling union, and an update of all blocks at the last step.
 
     Raises:
-        FileNotFoundError: if no such selection of blocks is there; lists what is.
+        FileNotFoundError: if no errors to select blocks by are there; lists what is.
     """
     if num_bu_blocks:
         selected = stored_selection(run, num_bu_blocks)
         if selected is None:
-            path = run.selected_blocks(num_bu_blocks)
+            path = run.block_errors
             raise FileNotFoundError(f"no {path.name} in {path.parent}, which {contents(path.parent)}")
         schedule = bubbling_union(schedule, selected)
     return schedule.with_last_step()
@@ -66,32 +59,19 @@ def steps_text(before: CacheSchedule, after: CacheSchedule) -> str:
 
 def counts_text(before: CacheSchedule, after: CacheSchedule) -> str:
     """How many updates each kind of block has, a table of averages over the layers."""
-    kinds = list(dict.fromkeys(split_block_key(block)[1] for block in before.update_steps))
-    rows = [(kind, [b for b in before.update_steps if split_block_key(b)[1] == kind]) for kind in kinds]
+    kinds = list(dict.fromkeys(layer_and_kind(block)[1] for block in before.update_steps))
+    rows = [(kind, [b for b in before.update_steps if layer_and_kind(b)[1] == kind]) for kind in kinds]
     rows.append(("all blocks", list(before.update_steps)))
     lines = [f"{after.label}: updates in {after.num_inference_steps} steps, the last one included"]
-    lines.append(f"{'':12}{'ACS':>8}{'as run':>8}{'fewest':>8}{'most':>8}{'blocks':>8}")
+    width = max(12, *(len(name) + 1 for name, _ in rows))
+    lines.append(f"{'':{width}}{'ACS':>8}{'as run':>8}{'fewest':>8}{'most':>8}{'blocks':>8}")
     for name, blocks in rows:
         counts = [after.num_updates(block) for block in blocks]
         found = sum(before.num_updates(block) for block in blocks) / len(blocks)
         lines.append(
-            f"{name:12}{found:8.2f}{sum(counts) / len(counts):8.2f}{min(counts):8}{max(counts):8}{len(counts):8}"
+            f"{name:{width}}{found:8.2f}{sum(counts) / len(counts):8.2f}{min(counts):8}{max(counts):8}{len(counts):8}"
         )
     return "\n".join(lines)
-
-
-def _forward_order(module: str) -> list[tuple[int, str]]:
-    """Sorts module names with their numbers as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", module)]
-
-
-def _num_inference_steps(steps_file: Path) -> int:
-    description = steps_file.with_suffix(".json")
-    recorded = assets.read_json(description) if description.is_file() else {}
-    number = recorded.get("num_inference_steps", BACINFER_NUM_STEPS) if isinstance(recorded, dict) else None
-    if not isinstance(number, int):
-        raise ValueError(f"{description}: expected the description of a schedule, found {recorded!r:.80}")
-    return number
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bacinfer import assets
 from bacinfer.analysis.block_statistics import DEFAULT_METRICS
 from bacinfer.analysis.residuals import DEFAULT_DEMO, DEFAULT_SEED
 from bacinfer.analysis.similarity import METRICS
+from bacinfer.assets import RunAssets
 from bacinfer.core.cache_request import (
     CACHE_MODES,
     DEFAULT_METRIC,
@@ -21,6 +21,7 @@ from bacinfer.core.cache_request import (
 )
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.engines import AUTO, ENGINES
+from bacinfer.files import check_path
 from bacinfer.policies import Checkpoint, build_policy, read_checkpoint
 from bacinfer.policies.device import check_device
 
@@ -183,7 +184,7 @@ def path_argument(text: str) -> Path:
         argparse.ArgumentTypeError: it is empty, or has a line break, a NUL or a byte that is no UTF-8.
     """
     try:
-        return Path(assets.check_path(text))
+        return Path(check_path(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -245,9 +246,17 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_debug_argument(parser)
 
 
-def run_assets(args: argparse.Namespace) -> assets.RunAssets:
+def run_assets(args: argparse.Namespace) -> RunAssets:
     """The directory that `add_run_arguments` names."""
-    return assets.RunAssets(args.output_dir / args.task / args.cache_mode)
+    return RunAssets(args.output_dir / args.task / args.cache_mode)
+
+
+def add_bacinfer_files_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bacinfer_files",
+        action="store_true",
+        help="write the results in the files that BACInfer reads, too: pickles, one for each block and number",
+    )
 
 
 def add_metrics_argument(parser: argparse.ArgumentParser) -> None:

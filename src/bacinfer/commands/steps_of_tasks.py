@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bacinfer.analysis import get_optimal_cache_update_steps
-from bacinfer.commands.options import add_debug_argument, run_command
+from bacinfer.commands.options import add_bacinfer_files_argument, add_debug_argument, run_command
 from bacinfer.tasks.checkpoints import ASSETS_ROOT, find_checkpoint, shipped_checkpoint
 from bacinfer.tasks.table import GROUPS, TASKS, TaskInfo, tasks_in_group, tasks_named
 
@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
             f"--{group}_only", dest="group", action="store_const", const=group, help=f"the {group} tasks"
         )
     parser.add_argument("--no_force", action="store_true", help="use what is in assets already and go on from there")
+    add_bacinfer_files_argument(parser)
     add_debug_argument(parser)
     return parser
 
@@ -60,6 +61,7 @@ def _analyse_task(task: str, args: argparse.Namespace) -> str:
     command += [] if args.num_caches is None else ["--num_caches", args.num_caches]
     command += [] if args.metrics is None else ["--metrics", args.metrics]
     command += [] if args.no_force else ["--force_recompute"]
+    command += ["--bacinfer_files"] if args.bacinfer_files else []
     command += ["--debug"] if args.debug else []
     print(f"{task}: {checkpoint}", file=sys.stderr)
     status = get_optimal_cache_update_steps.main(command)

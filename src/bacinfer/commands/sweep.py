@@ -18,12 +18,12 @@ import torch
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from bacinfer.assets import check_path
 from bacinfer.commands.options import DEFAULT_BU_BLOCKS, DEFAULT_NUM_CACHES
 from bacinfer.core.cache_request import DEFAULT_METRIC
 from bacinfer.experiments.experiment import Experiment, run
 from bacinfer.experiments.method import Method, parse_method
 from bacinfer.experiments.store import ResultsStore
+from bacinfer.files import check_path
 from bacinfer.report.table import METHOD_HEADER, format_table, method_cells
 from bacinfer.tasks.checkpoints import (
     ASSETS_ROOT,

@@ -34,7 +34,7 @@ class ResidualBlock:
     Attributes:
         kind: Name in block keys: ``sa_block``, ``mha_block``, ``ff_block`` or your own. Bubbling union takes the
             blocks named ``ff_block`` for the feed-forward ones.
-        module: Submodule whose output is the residual (``dropout1``); it names the block in assets directories.
+        module: Submodule whose output is the residual (``dropout1``).
         residual: ``residual(layer, x, *args, **kwargs) -> Tensor``, where x and the rest are what the layer's
             forward was called with (x as it stands before this block).
         merge: ``merge(layer, x, residual, *args, **kwargs) -> Tensor``; cheap, since it runs at every step.
@@ -83,13 +83,8 @@ class Block:
 
     @property
     def key(self) -> str:
-        """As in schedules: ``decoder.layers.0_sa_block``."""
+        """As in schedules and assets: ``decoder.layers.0_sa_block``."""
         return f"{self.layer_name}_{self.spec.kind}"
-
-    @property
-    def module_name(self) -> str:
-        """As in assets directories: ``decoder.layers.0.dropout1``."""
-        return f"{self.layer_name}.{self.spec.module}"
 
     @property
     def kind(self) -> str:

@@ -60,6 +60,15 @@ def split_block_key(block: str) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
+def layer_and_kind(block: str) -> tuple[str, str]:
+    """Layer and kind of a block, for tables and pictures: ``('decoder.layers.3', 'ff_block')``.
+
+    A layer without a number has a key that does not tell the two apart: then the key stands for both.
+    """
+    match = _BLOCK_KEY.search(block)
+    return (block[: match.end(1)], match[2]) if match else (block, block)
+
+
 def block_error(residuals: Tensor) -> float:
     """How much a block's residual changes over denoising: the mean over all pairs of steps i < j of mean |r_i − r_j|.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bacinfer import assets
+from bacinfer import assets, bacinfer_files
 from bacinfer.core.blocks import Block
 from bacinfer.core.bubbling import block_error, bubbling_union, select_blocks
 from bacinfer.core.schedule import CacheSchedule, check_update_steps
@@ -23,7 +23,7 @@ def read_optimal_schedule(
 ) -> CacheSchedule:
     """Each block's update steps from ``steps_dir``, after bubbling union.
 
-    A block without a steps file is missing in the schedule, hence computed at every step.
+    A block without stored steps is missing in the schedule, hence computed at every step.
 
     Args:
         blocks: The policy's blocks.
@@ -42,14 +42,20 @@ def read_optimal_schedule(
         raise ValueError(f"num_caches must be in 1..{num_inference_steps} (K), got {num_caches}")
     if num_bu_blocks < 0:
         raise ValueError(f"num_bu_blocks must be >= 0, got {num_bu_blocks}")
-    update_steps = {}
-    for block in blocks:
-        path = assets.steps_file(steps_dir, block.module_name, num_caches, metric)
-        if path.is_file():
-            steps = assets.read_steps(path, num_inference_steps)
-            update_steps[block.key] = check_update_steps(steps, num_inference_steps, str(path))
-    if not update_steps:
-        raise FileNotFoundError(_nothing_found(Path(steps_dir), num_caches, metric))
+    stored = assets.read_schedule(steps_dir, num_caches, metric)
+    keys = [block.key for block in blocks]
+    if stored is None or not stored.update_steps.keys() & set(keys):
+        raise FileNotFoundError(_nothing_found(Path(steps_dir), num_caches, metric, stored))
+    if stored.num_inference_steps not in (None, num_inference_steps):
+        raise ValueError(
+            f"{steps_dir}: {metric} {num_caches} was made for K = {stored.num_inference_steps} denoising steps, the "
+            f"policy has {num_inference_steps}; run the analysis again for this policy"
+        )
+    update_steps = {
+        key: check_update_steps(stored.update_steps[key], num_inference_steps, f"{steps_dir}: {key}")
+        for key in keys
+        if key in stored.update_steps
+    }
     schedule = CacheSchedule(num_inference_steps, update_steps, f"optimal {metric}, M = {num_caches}")
     if num_bu_blocks == 0:
         return schedule
@@ -65,46 +71,51 @@ def selected_blocks(blocks: Sequence[Block], steps_dir: str | Path, num_blocks: 
         ValueError: if a file is damaged, names blocks that the policy lacks, or holds another number of blocks.
         FileNotFoundError: if neither the selection nor residuals are there.
     """
-    run = assets.RunAssets.of_steps_dir(steps_dir)
+    run, keys = assets.RunAssets.of_steps_dir(steps_dir), {block.key for block in blocks}
     selected = stored_selection(run, num_blocks)
     if selected is None:
-        keys = {block.module_name: block.key for block in blocks}
         try:
-            residuals = assets.read_activations(run.activations)
+            residuals = assets.read_activations(run)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"bubbling union needs {run.selected_blocks(num_blocks)}, or residuals to select the blocks from, and "
-                f"neither is there: {error}"
+                f"bubbling union needs {run.block_errors}, or residuals to select the blocks from, and neither is "
+                f"there: {error}"
             ) from error
-        # BACInfer records outputs of other modules as well.
-        errors = {keys[m]: block_error(torch.from_numpy(r)) for m, r in residuals.items() if m in keys}
+        # BACInfer records other layers as well.
+        errors = {block: block_error(torch.from_numpy(r)) for block, r in residuals.items() if block in keys}
         selected = select_blocks(errors, num_blocks)
-    unknown = set(selected) - {block.key for block in blocks}
+    unknown = set(selected) - keys
     if unknown:
         raise ValueError(f"{run.directory} selects blocks that the policy does not have: {sorted(unknown)}")
     return selected
 
 
 def stored_selection(run: assets.RunAssets, num_blocks: int) -> dict[str, float] | None:
-    """The blocks that bubbling union extends as the analysis left them, selected or with all errors; None if neither.
+    """The blocks that bubbling union extends, from the errors that the analysis left; None if it left none.
+
+    BACInfer's selection of so many blocks is used where BACInfer's files are all there is.
 
     Raises:
         ValueError: if a file is damaged or holds another number of blocks, or there are not so many blocks.
     """
-    path = run.selected_blocks(num_blocks)
-    if path.is_file():
-        selected = assets.read_block_errors(path)
+    path = bacinfer_files.selection_file(run.directory, num_blocks)
+    if path.is_file() and not run.block_errors.is_file():
+        selected = bacinfer_files.read_block_errors(path)
         if len(selected) != num_blocks:
             raise ValueError(f"{path}: expected {num_blocks} blocks, found {len(selected)}")
         return selected
-    if run.block_errors.is_file():
-        return select_blocks(assets.read_block_errors(run.block_errors), num_blocks)
-    return None
+    try:
+        errors = assets.read_block_errors(run)
+    except FileNotFoundError:
+        return None
+    return select_blocks(errors, num_blocks)
 
 
-def _nothing_found(steps_dir: Path, num_caches: int, metric: str) -> str:
+def _nothing_found(steps_dir: Path, num_caches: int, metric: str, stored: assets.StoredSchedule | None) -> str:
     message = f"no update steps for metric {metric!r} with {num_caches} caches in {steps_dir}: "
-    available = assets.available_steps(steps_dir)
+    if stored is not None:
+        return f"{message}it has those of other blocks than the policy's: {list(stored.update_steps)[:5]}"
+    available = assets.available_schedules(steps_dir)
     if available:
         found = ", ".join(f"{name} {number}" for name, number in available)
         return f"{message}it has those for {found}"

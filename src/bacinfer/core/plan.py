@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from bacinfer.assets import write_text
 from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.files import write_text
 
 JSON_VERSION = 1
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bacinfer.assets import read_json, write_json
 from bacinfer.datasets.episode import RecordedEpisode
 from bacinfer.datasets.lerobot import LeRobotDatasetWriter
 from bacinfer.datasets.rollout_recording import EpisodeRecording
+from bacinfer.files import read_json, write_json
 from bacinfer.tasks import Rollout, SimulatedTask
 
 COLLECTION_FILE = "collection.json"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bacinfer.assets import read_arrays, write_arrays
 from bacinfer.datasets.features import Feature
 from bacinfer.datasets.video import CameraEncoder
+from bacinfer.files import read_arrays, write_arrays
 
 _NUMBERS, _HISTOGRAM = "numbers.npz", "histogram of "
 

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bacinfer.assets import read_json, write_json
 from bacinfer.datasets.episode import RecordedEpisode
 from bacinfer.datasets.features import Feature
 from bacinfer.datasets.lerobot_format import (
@@ -40,6 +39,7 @@ from bacinfer.datasets.lerobot_format import (
     task_table,
 )
 from bacinfer.datasets.video import concatenate_videos, import_av
+from bacinfer.files import read_json, write_json
 
 _STAGING = ".staging"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.residuals import DEFAULT_SEED
 from bacinfer.analysis.similarity import find_metric
 from bacinfer.analysis.update_steps import optimal_update_steps
-from bacinfer.assets import RunAssets
-from bacinfer.core.apply import apply, remove
+from bacinfer.assets import RunAssets, read_schedule
+from bacinfer.core.apply import apply, left_as_found
 from bacinfer.core.blocks import find_blocks
-from bacinfer.core.optimal_steps import read_optimal_schedule
+from bacinfer.core.optimal_steps import read_optimal_schedule, stored_selection
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.core.schedule import CacheSchedule, even_interval
 from bacinfer.experiments.method import Method
@@ -54,7 +55,7 @@ class ScheduleSource:
             return None
         if self.steps_dir is not None:
             return RunAssets.of_steps_dir(self.steps_dir)
-        if self.given is not None and method.ddim_steps is None and schedule_files(self.given, method):
+        if self.given is not None and method.ddim_steps is None and stored(self.given, method):
             return self.given
         return RunAssets(self.found_dir / ("original" if method.ddim_steps is None else f"ddim_{method.ddim_steps}"))
 
@@ -65,10 +66,7 @@ class ScheduleSource:
             return ""
         if self.is_found(run):
             return f"demos {list(ANALYSIS_DEMOS)}, seed {DEFAULT_SEED}"
-        digest = hashlib.sha256()
-        for path in schedule_files(run, method, self.steps_dir):
-            digest.update(path.parent.name.encode() + path.read_bytes())
-        return digest.hexdigest()
+        return hashlib.sha256(stored(run, method, self.steps_dir)).hexdigest()
 
     def is_found(self, run: RunAssets) -> bool:
         return run.directory.parent == self.found_dir
@@ -89,14 +87,11 @@ def make_plan(policy: Any, task: Task, method: Method, source: ScheduleSource) -
 
 @contextmanager
 def applied(policy: Any, method: Method, plan: SamplingPlan | None, engine: str) -> Iterator[None]:
-    """Inside, a plain policy samples by the plan that `make_plan` made of a method."""
-    with ddim_sampler(policy, method.ddim_steps):
+    """Inside, a policy samples by the plan that `make_plan` made of a method, and by no other."""
+    with ddim_sampler(policy, method.ddim_steps), left_as_found(policy):
         if plan is not None:
             apply(policy, plan, engine=engine)
-        try:
-            yield
-        finally:
-            remove(policy)
+        yield
 
 
 @contextmanager
@@ -158,30 +153,45 @@ def _analyse(policy: Any, task: Task, run: RunAssets, method: Method, checkpoint
     metric, M = method.metric or "", method.num_caches or 1
     run.directory.mkdir(parents=True, exist_ok=True)
     with FileLock(run.directory / ".lock"):
-        num_files = 1 if method.cache == "unified" else len(find_blocks(policy.model)) + bool(method.num_bu_blocks)
-        if len(schedule_files(run, method)) == num_files:
+        if _is_whole(run, method, [block.key for block in find_blocks(policy.model)]):
             return
         sampling = Sampling(checkpoint_sha256, policy.num_inference_steps, 1, DEFAULT_SEED)
         statistics = collect_statistics(policy, task, run, ANALYSIS_DEMOS, [metric], sampling)
         write_selections(run, statistics.block_errors())
-        write_schedules(run, find_schedules(statistics, [metric], [M]), statistics.block_keys)
+        write_schedules(run, find_schedules(statistics, [metric], [M]))
 
 
-def schedule_files(run: RunAssets, method: Method, steps_dir: Path | None = None) -> list[Path]:
-    """The files of `run` that determine a method's schedule; none if some are missing."""
+def _is_whole(run: RunAssets, method: Method, blocks: Collection[str]) -> bool:
+    """Whether an analysis of `blocks` came to its end in `run`."""
+    if method.cache == "unified":
+        return bool(stored(run, method))
+    schedule = read_schedule(run.steps_dir(method.metric or ""), method.num_caches or 1, method.metric or "")
+    has_errors = not method.num_bu_blocks or run.block_errors.is_file()
+    return has_errors and schedule is not None and set(blocks) <= schedule.update_steps.keys()
+
+
+def stored(run: RunAssets, method: Method, steps_dir: Path | None = None) -> bytes:
+    """What of `run` determines a method's schedule, apart from the method; empty if some of it is missing.
+
+    Raises:
+        ValueError: a file with update steps or selected blocks is damaged.
+    """
     if method.metric is None:
-        return []
+        return b""
     if method.cache == "unified":
         try:
-            read_matrices(run, method.metric)
+            matrices = read_matrices(run, method.metric)
         except (FileNotFoundError, ValueError):
-            return []
-        files = (run.similarity_matrices, run.similarity_matrices.with_suffix(".pkl"))
-        return [path for path in files if path.is_file()][:1]
-    steps_dir = steps_dir or run.steps_dir(method.metric)
-    steps = sorted(steps_dir.glob(f"*/optimal_steps_*_{method.num_caches}_{method.metric}.pkl"))
+            return b""
+        return b"".join(block.encode() + matrix.tobytes() for block, matrix in matrices.items())
+    schedule = read_schedule(steps_dir or run.steps_dir(method.metric), method.num_caches or 1, method.metric)
+    if schedule is None:
+        return b""
+    steps = json.dumps([schedule.num_inference_steps, {b: list(s) for b, s in schedule.update_steps.items()}]).encode()
     if not method.num_bu_blocks:
         return steps
-    selections = (run.selected_blocks(method.num_bu_blocks), run.block_errors, run.activations)
-    selection = [path for path in selections if path.is_file()][:1]
-    return [*steps, *selection] if steps and selection else []
+    selected = stored_selection(run, method.num_bu_blocks)
+    if selected is not None:
+        return steps + json.dumps(selected).encode()
+    residuals = (run.activations, run.activations.with_suffix(".pkl"))
+    return next((steps + path.read_bytes() for path in residuals if path.is_file()), b"")

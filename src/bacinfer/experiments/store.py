@@ -35,7 +35,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bacinfer.assets import read_json, write_json
+from bacinfer.files import read_json, write_json
 
 RUNS = "runs"
 ROW_FILE = "row.json"

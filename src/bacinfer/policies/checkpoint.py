@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from bacinfer import assets, safe_pickle
+from bacinfer import files, safe_pickle
 from bacinfer.policies import configuration, diffusion_policy
 from bacinfer.policies.reference import STAND_INS
 from bacinfer.policies.torch_archive import read_archive
@@ -133,7 +133,7 @@ def write_checkpoint(
         "state_dicts": dict(state_dicts),
         "pickles": {name: dill.dumps(value) for name, value in progress.items()},
     }
-    with assets.atomic_write(path) as temporary:
+    with files.atomic_write(path) as temporary:
         torch.save(payload, temporary, pickle_module=dill)
 
 

@@ -6,8 +6,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from bacinfer.assets import atomic_write
 from bacinfer.experiments.jobs import JobResult
+from bacinfer.files import atomic_write
 from bacinfer.report.table import format_table
 
 CSV_HEADER = ("Method", "Steps", "Task", "Seed", "CheckpointType", "SuccessRate", "FLOPs", "Speedup")

@@ -12,10 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from tqdm import tqdm
 
-from bacinfer.analysis.recorded import contents
-from bacinfer.assets import atomic_write
 from bacinfer.experiments.store import ROW_FILE, RUNS, ResultsStore
-from bacinfer.measure.statistics import CONFIDENCE
+from bacinfer.files import atomic_write, contents
+from bacinfer.measurement.statistics import CONFIDENCE
 from bacinfer.report.sections.checkpoint import sections
 from bacinfer.report.sections.comparisons import comparisons
 from bacinfer.report.sections.runs import facts, run_table

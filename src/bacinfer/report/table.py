@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from bacinfer.assets import atomic_write
 from bacinfer.experiments.store import Row
-from bacinfer.measure.statistics import CONFIDENCE
+from bacinfer.files import atomic_write
+from bacinfer.measurement.statistics import CONFIDENCE
 
 Lines = list[list[str]]
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bacinfer.assets import atomic_write
 from bacinfer.core.calls import seeded_noise, timed_call
+from bacinfer.files import atomic_write
 from bacinfer.policies import diffusion_policy
 from bacinfer.tasks.base import FIRST_TEST_SEED, Rollout, check_count, check_rollout
 from bacinfer.tasks.runner_errors import explain

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bacinfer.assets import atomic_write
+from bacinfer.files import atomic_write
 
 Frame = NDArray[np.uint8]
 """[height, width, 3], RGB."""

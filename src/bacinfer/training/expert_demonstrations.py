@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bacinfer import assets
+from bacinfer import files
 from bacinfer.tasks.base import FIRST_TEST_SEED
 from bacinfer.tasks.metaworld import MAX_STEPS, MetaWorldSimulator, scripted_expert
 
@@ -52,14 +52,14 @@ def record_demonstrations(path: str | Path, env_name: str, count: int, disturbed
         "episode_ends": np.cumsum([len(episode) for episode in obs]),
         "seeds": np.array(seeds),
     }
-    assets.write_arrays(path, arrays, {"env_name": env_name, "count": count, "disturbed": disturbed})
+    files.write_arrays(path, arrays, {"env_name": env_name, "count": count, "disturbed": disturbed})
 
 
 def check_recorded(path: str | Path, env_name: str, count: int, disturbed: float = 0.0) -> None:
     """Raises ValueError if the file was recorded by `record_demonstrations` with other arguments."""
     if Path(path).is_dir():  # a zarr folder, which is from elsewhere as much as a file without this metadata
         return
-    recorded = assets.read_arrays(path)[1]
+    recorded = files.read_arrays(path)[1]
     asked = {"env_name": env_name, "count": count, "disturbed": disturbed}
     found = [f"{n} {recorded[n]} instead of {asked[n]}" for n in asked if n in recorded and recorded[n] != asked[n]]
     if found:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bacinfer import assets
+from bacinfer import files
 
 
 class TrainingLog:
@@ -22,7 +22,7 @@ class TrainingLog:
         self.entries: list[dict[str, Any]] = []
         if resume_step > 0 and path.exists():
             self.entries = [entry for entry in _read(path) if entry["global_step"] <= resume_step]
-        assets.write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
+        files.write_text(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
 
     def add(self, **entry: Any) -> None:
         self.entries.append(entry)
@@ -43,7 +43,7 @@ class TrainingLog:
             score_axes.plot(*scores, "o--", color="tab:green")
             score_axes.set_ylabel("mean score on training seeds", color="tab:green")
             score_axes.set_ylim(0, 1.05)
-        with assets.atomic_write(path) as temporary:
+        with files.atomic_write(path) as temporary:
             figure.savefig(temporary)
 
     def _series(self, name: str) -> tuple[list[int], list[float]]:
@@ -55,7 +55,7 @@ class TrainingLog:
 def _read(path: Path) -> Iterator[dict[str, Any]]:
     *lines, _ = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
-        entry = assets.parse_json(line, path, number)
+        entry = files.parse_json(line, path, number)
         if not isinstance(entry, dict) or not isinstance(entry.get("global_step"), int):
             raise ValueError(f"{path}, line {number}: expected an entry with its global_step, found {entry!r:.80}")
         yield entry

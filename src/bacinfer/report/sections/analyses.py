@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bacinfer.analysis.plots import plot_block_errors, plot_similarities
-from bacinfer.analysis.recorded import read_block_matrices
+from bacinfer.analysis.recorded import read_matrices
 from bacinfer.assets import RunAssets, read_block_errors
 from bacinfer.core.cache_request import DEFAULT_METRIC
 from bacinfer.core.optimal_steps import stored_selection
@@ -40,12 +40,12 @@ def _analysis(run: RunAssets, rows: Sequence[Row], figures: Path) -> Analysis:
         analysis.notes.append(f"The assets directory is no longer there: {run.directory}")
         return analysis
     for metric in dict.fromkeys(row.metric or DEFAULT_METRIC for row in rows):
-        matrices = read_or_note(analysis.notes, read_block_matrices, run, metric)
+        matrices = read_or_note(analysis.notes, read_matrices, run, metric)
         if matrices:
             files = [figures / f"similarity_{metric}.png", figures / f"similarity_{metric}.svg"]
             plot_similarities(matrices, metric, *files)
             analysis.pictures.append(picture(f"Similarity of the blocks' residuals: {metric}", files))
-    errors = read_or_note(analysis.notes, read_block_errors, run.block_errors)
+    errors = read_or_note(analysis.notes, read_block_errors, run)
     if errors:
         num_blocks = max(row.num_bu_blocks or 0 for row in rows)
         selected = read_or_note(analysis.notes, stored_selection, run, num_blocks) if num_blocks else None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bacinfer.analysis.plots import plot_schedules
-from bacinfer.analysis.recorded import read_block_matrices
+from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.similarity import Array
 from bacinfer.core.bubbling import split_block_key
 from bacinfer.core.cache_request import DEFAULT_METRIC
@@ -202,5 +202,5 @@ class _Matrices:
         run, metric = assets_of(source, self._results_dir), source.metric or DEFAULT_METRIC
         key = (run.directory, metric)
         if key not in self._found:
-            self._found[key] = read_or_note(self.notes, read_block_matrices, run, metric)
+            self._found[key] = read_or_note(self.notes, read_matrices, run, metric)
         return (metric if self._found[key] else ""), self._found[key]
