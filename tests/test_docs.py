@@ -71,7 +71,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith(NOT_RUN)])
+@pytest.mark.parametrize(
+    "command",
+    [command for command in COMMANDS if not command.startswith(NOT_RUN)],
+    ids=lambda command: " ".join(command.split()[:3]),
+)
 def test_commands_run(command: str, tmp_path: Path, results: Path) -> None:
     write_demonstrations(tmp_path / "demos.npz")
     for start, flags in SHORTER.items():
