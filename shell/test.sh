@@ -15,6 +15,7 @@ BIN="$(dirname "$PYTHON")"
 "$BIN/ruff" check .
 "$BIN/mypy"
 "$BIN/lint-imports"
+NO_MKDOCS_2_WARNING=1 "$BIN/mkdocs" build --strict --quiet  # a link, page or docstring that does not hold is an error
 "$PYTHON" -m pre_commit validate-config
 # Tiny models gain nothing from threads; the test processes share the cores instead.
 export OMP_NUM_THREADS=1

@@ -11,6 +11,13 @@ if [ ! -x "$VENV/bin/python" ]; then
     "$OLDEST" -m venv "$VENV"
 fi
 PYTHON="$VENV/bin/python"
-"$PYTHON" -m pip install --quiet --disable-pip-version-check -c shell/oldest.txt -e ".[sim,zarr]" safetensors pytest hypothesis
+"$PYTHON" -m pip install --quiet --disable-pip-version-check -c shell/oldest.txt \
+    -e ".[sim,zarr]" safetensors pytest hypothesis
 [ $# -gt 0 ] || set -- tests/core tests/policies tests/analysis
-OMP_NUM_THREADS=1 "$PYTHON" -m pytest "$@"
+# Left out is what these releases themselves do otherwise: PyTorch 2.3 draws other noise in half precision, and its encoder
+# cannot run under autocast; diffusers 0.15 thresholds pictures only.
+FUSED=tests/core/fused/test_fused_engine.py
+OMP_NUM_THREADS=1 "$PYTHON" -m pytest "$@" \
+    --deselect "$FUSED::test_autocast_is_followed" --deselect "$FUSED::test_half_precision_weights" \
+    --deselect "$FUSED::test_no_action_is_finite_where_halves_overflow[encoder_only]" \
+    --deselect "$FUSED::test_auto_runs_it_eagerly_and_says_why_once[with_another_scheduler-dynamic thresholding]"

@@ -15,7 +15,7 @@ from bacinfer.core.handle import Policy, PolicyHandle
 from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.core.summary import CacheSummary
-from bacinfer.measure.plans import Measurements, measure
+from bacinfer.measurement.plans import Measurements, measure
 
 if TYPE_CHECKING:
     import torch

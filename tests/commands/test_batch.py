@@ -224,6 +224,15 @@ def test_batches_share_the_plain_policy(evaluation: FakeEvaluation) -> None:
     assert len(rows("results/bac_cosine_5_bu5")) == len(rows("results/bac_cosine_10_bu5")) == 2
 
 
+def test_results_of_an_earlier_version(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
+    add_checkpoint("can_ph", 0, "latest.ckpt")
+    Path("out").mkdir()
+    Path("out/results_table.csv").write_text("key,task\n")
+    assert run("--seeds=0") == 2
+    assert "out/results_table.csv is of an earlier version" in capsys.readouterr().err
+    assert not evaluation.plain_runs
+
+
 def test_failures_do_not_stop_the_others(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in (0, 2, 3):
         add_checkpoint("can_ph", seed, "latest.ckpt")

@@ -233,14 +233,14 @@ def test_episodes_come_before_the_timing(pusht_policy: Any, monkeypatch: pytest.
     def note(name: str, function: Any) -> Any:
         return lambda *args, **options: done.append(name) or function(*args, **options)
 
-    for name in ("measure_latency", "sampled_actions"):
+    for name in ("measure_latency", "normalised_actions"):
         monkeypatch.setattr(comparison, name, note(name, getattr(comparison, name)))
     monkeypatch.setattr(PushTTask, "rollout", note("rollout", PushTTask.rollout))
     task, method = PushTTask(max_steps=8), parse_method("threshold:2")
     observations = calibration_observations(pusht_policy, task)
     plan = make_plan(pusht_policy, task, method, ScheduleSource("", Path()))
     evaluate(pusht_policy, task, [1], observations, method, plan, latency_calls=1)
-    assert done == ["rollout", "measure_latency", "measure_latency", "sampled_actions"]
+    assert done == ["rollout", "measure_latency", "measure_latency", "normalised_actions"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bacinfer
-from bacinfer import CacheSchedule, PolicyHandle, SamplingPlan
+from bacinfer import CacheSchedule, FastDiffusionPolicy, PolicyHandle, SamplingPlan
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines.observing import observe_residuals
 from helpers import WIDTH, TinyPolicy, act, decoder_model, observation
@@ -71,6 +72,25 @@ def test_a_policy_with_other_names_is_cached_like_any_other(calls_layers: bool) 
     bacinfer.remove(handle_of(policy))
     assert torch.equal(sample(policy), plain)
     assert set(vars(policy)) == attributes
+
+
+@pytest.mark.parametrize("calls_layers", [False, True])
+def test_every_function_takes_a_handle(calls_layers: bool, tmp_path: Path) -> None:
+    policy = Renamed(calls_layers)
+    handle, plain, keys = handle_of(policy), sample(policy), list(policy.state_dict())
+    plan = bacinfer.find_plan(handle, [observation(1)], 3, 2)
+    plan.save(tmp_path / "plan.json")
+    assert bacinfer.apply(handle, tmp_path / "plan.json") is handle
+    cached = sample(bacinfer.refresh(handle).owner)
+    assert not torch.equal(cached, plain)
+    found = bacinfer.measure(handle, {"bac": plan}, [observation(1)], num_calls=1)
+    assert found.rows["bac"].flops < found.rows["plain"].flops
+    assert torch.equal(sample(policy), cached)
+    assert bacinfer.summary(handle).schedule == plan.cache
+    assert FastDiffusionPolicy.summary(FastDiffusionPolicy.apply_cache(handle, 4)).mode == "threshold"
+    assert list(policy.state_dict()) == keys
+    assert FastDiffusionPolicy.remove_cache(handle) is handle
+    assert torch.equal(sample(policy), plain)
 
 
 @pytest.mark.parametrize("calls_layers", [False, True])

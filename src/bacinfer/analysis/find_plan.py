@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from bacinfer.analysis.block_statistics import BlockStatistics
@@ -23,7 +23,7 @@ Schedules = dict[str, dict[int, CacheSchedule]]  # metric, then M
 
 def find_plan(
     policy: Policy | PolicyHandle,
-    observations: Iterable[Mapping[str, Tensor]],
+    observations: Iterable[Any],
     num_updates: int = 10,
     num_bu_blocks: int = 5,
     metric: str = "cosine",
@@ -38,8 +38,8 @@ def find_plan(
 
     Args:
         policy: A policy, or its handle.
-        observations: What the policy samples at, on its device; one is enough, several make a plan that suits more of
-            them. They are taken one by one, and may come from a generator.
+        observations: What the policy samples at, on its device, dicts of tensors [B, ...] for instance; one is enough,
+            several make a plan that suits more of them. They are taken one by one, and may come from a generator.
         num_updates: M, the update steps of each block that are searched for, in 1..K.
         num_bu_blocks: How many blocks of largest error bubbling union extends; 0 for none.
         metric: How residuals are compared: ``cosine``, ``mse``, ``l1``, ``l2`` or ``wasserstein``.

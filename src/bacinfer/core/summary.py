@@ -1,4 +1,4 @@
-"""What a cache does to a policy, in figures."""
+"""What a plan does to a policy, in figures."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class BlockCounts:
 
 @dataclass(frozen=True)
 class CacheSummary:
-    """What `FastDiffusionPolicy.summary` returns.
+    """What `bacinfer.summary` returns.
 
     Attributes:
-        mode: 'original', 'threshold', 'optimal', 'edit', or 'schedule' for a schedule passed to `apply_cache`.
+        mode: 'plan' for what `bacinfer.apply` applied, 'original' for a plain policy; else the mode of `apply_cache`,
+            'original', 'threshold', 'optimal' or 'edit', or 'schedule' for a schedule that was passed to it.
         engine: Name of the engine that runs the schedule; None without a cache.
         engine_reason: Why that one, where `engine='auto'` chose it.
         buffer_bytes: Memory of the engine's buffers, linear in batch, blocks, horizon and width; 0 until the first call
@@ -32,7 +33,7 @@ class CacheSummary:
         flops_fraction: Share of the plain model's computation that is left, estimated from the number of weights
             that each block multiplies with. The cost of attention over long sequences, and condition tokens fewer
             than action tokens, are not in it; measure with `bacinfer eval`.
-        warnings: What `apply_cache` warned of.
+        warnings: What was warned of when the plan was applied.
         schedule: The schedule; None without a cache.
     """
 

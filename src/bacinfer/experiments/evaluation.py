@@ -15,11 +15,11 @@ from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.summary import CacheSummary
 from bacinfer.experiments.method import PLAIN, Method
 from bacinfer.experiments.plans import applied
-from bacinfer.measure.action_error import rms_difference, sampled_actions
-from bacinfer.measure.flops import count_flops
-from bacinfer.measure.latency import Latency, actions_per_second, measure_latency
-from bacinfer.measure.memory import peak_memory
-from bacinfer.measure.statistics import Estimate, estimate_paired_difference, estimate_score
+from bacinfer.measurement.action_error import normalised_actions, rms_difference
+from bacinfer.measurement.flops import count_flops
+from bacinfer.measurement.latency import Latency, actions_per_second, measure_latency
+from bacinfer.measurement.memory import peak_memory
+from bacinfer.measurement.statistics import Estimate, estimate_paired_difference, estimate_score
 from bacinfer.tasks import Rollout, Task
 
 CALIBRATION_DEMO = 11
@@ -129,7 +129,7 @@ def evaluate(
     with applied(policy, method, plan, engine):
         num_inference_steps = policy.num_inference_steps
         cost = measure_cost(policy, observations[0], latency_calls)
-        actions = sampled_actions(policy, observations)
+        actions = normalised_actions(policy, observations)
         how = None if plan is None else summary(policy)  # now, as the first call may have decided on the engine
     return Result(cost, plain_latency or cost.latency, actions, rollout, num_inference_steps, plan, how)
 

@@ -30,7 +30,7 @@ from bacinfer.experiments.run_files import (
 )
 from bacinfer.experiments.store import ROW_FILE, ResultsStore, Row, run_directory
 from bacinfer.files import check_path, write_json
-from bacinfer.measure.action_error import rms_difference, sampled_actions
+from bacinfer.measurement.action_error import normalised_actions, rms_difference
 from bacinfer.policies import build_policy, read_checkpoint
 from bacinfer.policies.device import check_device
 from bacinfer.tasks import Task, make_task
@@ -220,6 +220,7 @@ class Attempts:
         self, results_dir: str | Path, *, film: bool = False, force: bool = False, debug: bool = False
     ) -> None:
         self.results_dir = Path(results_dir)
+        ResultsStore(results_dir).check()
         self._film = film
         self._force = force
         self._debug = debug
@@ -273,7 +274,7 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
     )
     (directory / ROW_FILE).unlink(missing_ok=True)  # a row of an earlier run is not that of the files from here on
     if plain is None:
-        noise_error = rms_difference(result.actions, sampled_actions(policy, observations, noise_seed=1)).mean
+        noise_error = rms_difference(result.actions, normalised_actions(policy, observations, noise_seed=1)).mean
         plain = PlainResult(result, observations, noise_error)
         write_plain_result(directory, plain)
     run_assets = source.assets(method)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -106,30 +106,26 @@ def make_jobs(
         wanted = list(product(training_seeds, checkpoint_types))
         for seed, kind in wanted[:1] if stands_in else wanted:
             checkpoint = shipped if stands_in else find_checkpoint(task.name, seed, kind)
-            for method_name, method in methods.items():
-                experiment = (
-                    None
-                    if checkpoint is None
-                    else Experiment(
-                        checkpoint=str(checkpoint),
-                        method=method,
-                        assets_dir=str(ASSETS_ROOT / task.name / "original"),
-                        training_seed=None if stands_in else seed,
-                        checkpoint_type=None if stands_in else kind,
-                        **settings,
-                    )
+            of_plain = None
+            if checkpoint is not None:
+                of_plain = Experiment(
+                    checkpoint=str(checkpoint),
+                    assets_dir=str(ASSETS_ROOT / task.name / "original"),
+                    training_seed=None if stands_in else seed,
+                    checkpoint_type=None if stands_in else kind,
+                    **settings,
                 )
-                jobs.append(Job(method_name, method, task, seed, kind, experiment))
+            for name, method in methods.items():
+                experiment = None if of_plain is None else replace(of_plain, method=method)
+                jobs.append(Job(name, method, task, seed, kind, experiment))
     return jobs
 
 
 def run_job(job: Job, attempts: Attempts, directory: Path) -> JobResult:
     """Runs a job, and copies the files of its run that BACInfer's users know into `directory`."""
     if job.experiment is None:
-        where = (
-            f"checkpoint/[low_dim/]{job.task.name}/diffusion_policy_transformer/train_{job.training_seed}/checkpoints"
-        )
-        return JobResult(job, "missing", detail=f"no {job.checkpoint_type} checkpoint in {where}")
+        where = f"{job.task.name}/diffusion_policy_transformer/train_{job.training_seed}/checkpoints"
+        return JobResult(job, "missing", detail=f"no {job.checkpoint_type} checkpoint in checkpoint/[low_dim/]{where}")
     outcome = attempts.run(job.experiment)
     if outcome.row is None:
         return JobResult(job, outcome.status, detail=outcome.detail)

@@ -21,7 +21,7 @@ from bacinfer.analysis.residuals import DEFAULT_SEED
 from bacinfer.analysis.similarity import find_metric
 from bacinfer.analysis.update_steps import optimal_update_steps
 from bacinfer.assets import RunAssets, read_schedule
-from bacinfer.core.apply import apply, remove
+from bacinfer.core.apply import apply, left_as_found
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.optimal_steps import read_optimal_schedule, stored_selection
 from bacinfer.core.plan import Fingerprint, SamplingPlan
@@ -87,14 +87,11 @@ def make_plan(policy: Any, task: Task, method: Method, source: ScheduleSource) -
 
 @contextmanager
 def applied(policy: Any, method: Method, plan: SamplingPlan | None, engine: str) -> Iterator[None]:
-    """Inside, a plain policy samples by the plan that `make_plan` made of a method."""
-    with ddim_sampler(policy, method.ddim_steps):
+    """Inside, a policy samples by the plan that `make_plan` made of a method, and by no other."""
+    with ddim_sampler(policy, method.ddim_steps), left_as_found(policy):
         if plan is not None:
             apply(policy, plan, engine=engine)
-        try:
-            yield
-        finally:
-            remove(policy)
+        yield
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from bacinfer.experiments.evaluation import Cost, Result
 from bacinfer.experiments.method import Method
 from bacinfer.experiments.store import Row
 from bacinfer.files import atomic_write, read_arrays, read_json, write_arrays, write_json
-from bacinfer.measure.latency import Latency, actions_per_second
-from bacinfer.measure.statistics import Estimate, estimate_proportion
+from bacinfer.measurement.latency import Latency, actions_per_second
+from bacinfer.measurement.statistics import Estimate, estimate_proportion
 from bacinfer.tasks import Rollout
 
 BENCHMARK_FILE = "benchmark_results.json"

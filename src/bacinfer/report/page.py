@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from bacinfer.experiments.store import ROW_FILE, RUNS, ResultsStore
 from bacinfer.files import atomic_write, contents
-from bacinfer.measure.statistics import CONFIDENCE
+from bacinfer.measurement.statistics import CONFIDENCE
 from bacinfer.report.sections.checkpoint import sections
 from bacinfer.report.sections.comparisons import comparisons
 from bacinfer.report.sections.runs import facts, run_table

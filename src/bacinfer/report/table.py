@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bacinfer.experiments.store import Row
 from bacinfer.files import atomic_write
-from bacinfer.measure.statistics import CONFIDENCE
+from bacinfer.measurement.statistics import CONFIDENCE
 
 Lines = list[list[str]]
 

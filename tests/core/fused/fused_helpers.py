@@ -82,9 +82,7 @@ def assert_agree(found: Tensor, reference: Any, call: Callable[[Any], Tensor] = 
 
 def in_double_precision(policy: Any, call: Callable[[Any], Tensor] = act) -> Tensor:
     """What `call` makes of a copy with the same weights and the same noise in double precision."""
-    policy = copy.deepcopy(policy)
-    for parameter in policy.parameters():
-        parameter.data = parameter.data.double()
+    policy = copy.deepcopy(policy).double()
     draw = torch.randn
 
     def draw_single(*shape: Any, dtype: torch.dtype = torch.float32, **settings: Any) -> Tensor:

@@ -306,9 +306,7 @@ def test_half_precision_weights() -> None:
 
 
 def test_double_precision_weights() -> None:
-    policy = make_policy()
-    for parameter in policy.parameters():
-        parameter.data = parameter.data.double()
+    policy = make_policy().double()
     plain = {"cache_threshold": 3}
     found, expected = act_with(policy, "fused", **plain), act_with(policy, "eager", **plain)
     assert found.dtype == torch.float64

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bacinfer.core.engines.fused.denoiser import CrossAttentionWeights, Denoiser
+from bacinfer.core.engines.fused.constants import Constants
+from bacinfer.core.engines.fused.denoiser import CrossAttentionWeights
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,8 @@ class Buffers:
     stack (T, or 1 + T where the timestep is a token), M = B N.
 
     Args:
-        denoiser: The model.
-        dtype: Of products and stored residuals; all else has the dtype of the model's weights.
-        num_draws: Noise tensors that are drawn after the first.
+        constants: Of the programs that run in them. Its dtype is that of products and stored residuals; all else has
+            that of the model's weights.
         call: Of the shapes that the buffers are for.
 
     Attributes:
@@ -53,12 +53,13 @@ class Buffers:
         predicted: [B, T, A], a view of `output` [M, A].
         embedded: [B, N, D], what every token is embedded as but for its values: bias, position, timestep.
         residuals: [blocks, M, D].
-        encoded: Tokens of the condition before they are folded: of the observations [B, J - 1, D], or those of all
-            steps [S, B, J, D] where an encoder mixes them with the timestep's.
+        encoded: Tokens of the condition before they are folded: of the observations [B, J - 1, D], or those of the
+            `Constants.encoded_steps` [S, B, J, D] where an encoder mixes them with the timestep's.
+        conditions: What each cross-attention block sees of the condition, by the block's number.
     """
 
-    def __init__(self, denoiser: Denoiser, dtype: torch.dtype, num_draws: int, call: SamplingCall) -> None:
-        model = denoiser.model
+    def __init__(self, constants: Constants, call: SamplingCall) -> None:
+        denoiser, dtype, model = constants.denoiser, constants.dtype, constants.denoiser.model
         self.num_bytes = 0
         self.dtype, self.device = model.pos_emb.dtype, model.pos_emb.device
         self.batch, self.horizon, trajectory_width = call.given.shape
@@ -66,42 +67,48 @@ class Buffers:
         width, num_rows = model.input_emb.out_features, self.batch * self.rows
         condition = call.condition if model.cond_obs_emb is not None else None
 
-        self.noise = self.new(num_draws, self.batch, self.horizon, trajectory_width, dtype=dtype)
-        self.given = self.new(self.batch, self.horizon, trajectory_width)
+        self.noise = self._new(len(constants.sigmas), self.batch, self.horizon, trajectory_width, dtype=dtype)
+        self.given = self._new(self.batch, self.horizon, trajectory_width)
         self.is_given = torch.zeros(self.given.shape, dtype=torch.bool, device=self.device)
-        self.condition = None if condition is None else self.new(*condition.shape)
+        self.condition = None if condition is None else self._new(*condition.shape)
         self.num_condition_tokens = 1 + (self.condition.shape[1] if self.condition is not None else 0)
-        self.tokens = self.new(self.batch, self.rows, trajectory_width)
+        self.tokens = self._new(self.batch, self.rows, trajectory_width)
         self.trajectory = self.tokens[:, -self.horizon :]
-        self.embedded = self.new(self.batch, self.rows, width)
+        self.embedded = self._new(self.batch, self.rows, width)
         self.embedded += model.pos_emb[:, : self.rows]
         if model.input_emb.bias is not None:
             self.embedded[:, -self.horizon :] += model.input_emb.bias
-        self.x = self.new(num_rows, width)
-        self.residuals = self.new(len(denoiser.blocks), num_rows, width, dtype=dtype)
-        self.total = self.new(num_rows, width)
-        self.qkv = self.new(num_rows, 3 * width, dtype=dtype)
-        self.output = self.new(num_rows, trajectory_width, dtype=dtype)
+        self.x = self._new(num_rows, width)
+        self.residuals = self._new(len(denoiser.blocks), num_rows, width, dtype=dtype)
+        self.total = self._new(num_rows, width)
+        self.qkv = self._new(num_rows, 3 * width, dtype=dtype)
+        self.output = self._new(num_rows, trajectory_width, dtype=dtype)
         self.predicted = self.output.view(self.batch, self.rows, -1)[:, -self.horizon :]
-        self.x0 = self.new(self.batch, self.horizon, trajectory_width)
+        self.x0 = self._new(self.batch, self.horizon, trajectory_width)
         self.mask = None if model.mask is None else model.mask.to(dtype)
         self.heads = self.qkv.view(self.batch, self.rows, 3, denoiser.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        self.encoded = self.x[:0]  # the program says how many there are
+        tokens, num_steps = self.num_condition_tokens, len(constants.encoded_steps)
+        self.encoded = self._new(*([num_steps, self.batch, tokens] if num_steps else [self.batch, tokens - 1]), width)
+        self.conditions = {
+            number: self._new_condition(weights, model.memory_mask, dtype)
+            for number, weights in enumerate(constants.weights)
+            if isinstance(weights, CrossAttentionWeights)
+        }
 
-    def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    def _new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         buffer = torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
         self.num_bytes += buffer.nbytes
         return buffer
 
-    def new_condition(
+    def _new_condition(
         self, weights: CrossAttentionWeights, memory_mask: Tensor | None, dtype: torch.dtype
     ) -> Condition:
         heads, _, width = weights.query.shape
         tokens = self.num_condition_tokens
         mask = self.x.new_zeros(self.rows, tokens) if memory_mask is None else memory_mask[:, :tokens].contiguous()
         return Condition(
-            self.new(2, self.batch, tokens, heads, width, dtype=dtype),
-            self.new(self.batch, self.rows, tokens, heads, dtype=dtype),
+            self._new(2, self.batch, tokens, heads, width, dtype=dtype),
+            self._new(self.batch, self.rows, tokens, heads, dtype=dtype),
             mask,
         )
 

@@ -15,26 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bacinfer.core.engines.fused import instructions as op
 from bacinfer.core.engines.fused.buffers import SamplingCall
 from bacinfer.core.engines.fused.denoiser import Affine, CrossAttentionWeights, FeedForwardWeights, Norm
-from bacinfer.core.engines.fused.instructions import (
-    AddResiduals,
-    AddTotal,
-    CrossAttention,
-    Embed,
-    FeedForward,
-    Fold,
-    Instruction,
-    LoadTime,
-    Paint,
-    Predict,
-    SelfAttention,
-    SetTimeToken,
-    Step,
-    StoreTotal,
-)
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library
-from bacinfer.core.engines.fused.program import Program
+from bacinfer.core.engines.fused.program import BlockInstruction, Program
 
 
 class _Norm(ctypes.Structure):
@@ -80,10 +65,10 @@ class _Program(ctypes.Structure):
 
 _STRUCTS: tuple[type[ctypes.Structure], ...] = (_Norm, _Affine, _Block, _Instruction, _Program)
 
-_KINDS = (SelfAttention, CrossAttention, FeedForward)
+_KINDS = (op.SelfAttention, op.CrossAttention, op.FeedForward)
 _OPERATIONS: tuple[Any, ...] = (
-    *(Paint, SetTimeToken, Embed, AddResiduals, StoreTotal, AddTotal),
-    *(_KINDS, LoadTime, Fold, Predict, Step),
+    *(op.Paint, op.SetTimeToken, op.Embed, op.AddResiduals, op.StoreTotal, op.AddTotal),
+    *(_KINDS, op.LoadTime, op.Fold, op.Predict, op.Step),
 )
 _ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.gelu, F.relu)
 
@@ -100,12 +85,15 @@ class NativeProgram:
         self._library = native_library()
         _check_structs(self._library)
         self.program = program
+        hidden_widths = [len(w.first.bias) for w in program.constants.weights if isinstance(w, FeedForwardWeights)]
+        self._mixed = torch.zeros_like(program.buffers.x)
+        self._hidden = self._mixed.new_zeros(len(self._mixed), max(hidden_widths, default=0))
         self._kept: list[Any] = []  # what the structs point to
         self._struct = self._encode()
 
     @property
     def buffer_bytes(self) -> int:
-        return self.program.buffer_bytes
+        return self.program.buffer_bytes + self._mixed.nbytes + self._hidden.nbytes
 
     def sample(self, call: SamplingCall) -> Tensor:
         """See `Program.sample`."""
@@ -118,11 +106,7 @@ class NativeProgram:
 
     def _encode(self) -> _Program:
         program, buffers, constants = self.program, self.program.buffers, self.program.constants
-        hidden_width = max(
-            (len(weights.first.bias) for weights in constants.weights if isinstance(weights, FeedForwardWeights)),
-            default=0,
-        )
-        own = {"mixed": buffers.new(*buffers.x.shape), "hidden": buffers.new(len(buffers.x), hidden_width)}
+        own = {"mixed": self._mixed, "hidden": self._hidden}
         blocks = (_Block * len(program.blocks))(*map(self._block, program.blocks))
         instructions = [self._instruction(instruction) for instruction in program.instructions]
         clip = constants.sampler.clip
@@ -132,7 +116,7 @@ class NativeProgram:
             horizon=buffers.horizon,
             trajectory_width=buffers.tokens.shape[-1],
             width=buffers.x.shape[-1],
-            hidden_width=hidden_width,
+            hidden_width=self._hidden.shape[1],
             heads=constants.denoiser.num_heads,
             condition_tokens=buffers.num_condition_tokens,
             clip=math.inf if clip is None else clip,
@@ -160,14 +144,14 @@ class NativeProgram:
         outputs, inputs = affine.weight.shape
         return _Affine(self._pointer(affine.panels(self._library.panel_width())), inputs, outputs)
 
-    def _block(self, block: SelfAttention | CrossAttention | FeedForward) -> _Block:
+    def _block(self, block: BlockInstruction) -> _Block:
         common = {"kind": _KINDS.index(type(block)), "norm": self._norm(block.weights.norm)}
-        if isinstance(block, FeedForward):
+        if isinstance(block, op.FeedForward):
             weights = block.weights
             activation = _ACTIVATIONS.index(_activation(weights.activation))
             first, second = self._affine(weights.first), self._affine(weights.second)
             return _Block(activation=activation, first=first, second=second, **common)
-        if isinstance(block, SelfAttention):
+        if isinstance(block, op.SelfAttention):
             mask = self._pointer(self.program.buffers.mask)
             first, second = self._affine(block.weights.qkv), self._affine(block.weights.out)
             return _Block(first=first, second=second, mask=mask, **common)
@@ -179,27 +163,27 @@ class NativeProgram:
             **common,
         )
 
-    def _instruction(self, instruction: Instruction) -> _Instruction:
+    def _instruction(self, instruction: op.Instruction) -> _Instruction:
         operation = next(i for i, kinds in enumerate(_OPERATIONS) if isinstance(instruction, kinds))
         return _Instruction(operation=operation, **self._operands(instruction))
 
-    def _operands(self, instruction: Instruction) -> dict[str, Any]:
+    def _operands(self, instruction: op.Instruction) -> dict[str, Any]:
         buffers = self.program.buffers
-        if isinstance(instruction, SetTimeToken):
+        if isinstance(instruction, op.SetTimeToken):
             return {"source": self._pointer(instruction.token)}
-        if isinstance(instruction, AddResiduals):
+        if isinstance(instruction, op.AddResiduals):
             return {"first": instruction.start, "last": instruction.end}
         if isinstance(instruction, _KINDS):
             return {"first": instruction.block}
-        if isinstance(instruction, LoadTime):
+        if isinstance(instruction, op.LoadTime):
             vectors, offset = instruction.folded.vectors, instruction.folded.offset
             source = {"source": self._pointer(vectors), "offset": self._pointer(offset)}
             return {"first": instruction.block, "last": vectors.stride(0), **source}
-        if isinstance(instruction, Fold):
+        if isinstance(instruction, op.Fold):
             tokens = instruction.tokens(buffers)
             operands = {"first": instruction.block, "last": instruction.first, "count": tokens.shape[1]}
             return {**operands, "source": self._pointer(tokens)}
-        if isinstance(instruction, Step):
+        if isinstance(instruction, op.Step):
             step, draw = instruction.step, instruction.draw
             coefficients = (c_float * 6)(step.a, step.b, 1 / step.s, step.c, step.d, step.e)
             return {

@@ -16,9 +16,10 @@ from torch import Tensor
 from bacinfer.core.blocks import Block
 from bacinfer.core.engines.base import UnsupportedPolicyError
 from bacinfer.core.engines.fused.buffers import SamplingCall
+from bacinfer.core.engines.fused.constants import Constants
 from bacinfer.core.engines.fused.denoiser import read_denoiser
 from bacinfer.core.engines.fused.policy_watch import PolicyWatch
-from bacinfer.core.engines.fused.program import Constants, Program
+from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.fused.recognition import unknown_function
 from bacinfer.core.engines.fused.runners import RUNNERS, Runner
 from bacinfer.core.engines.fused.sampler import read_sampler

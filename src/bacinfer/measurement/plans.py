@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,10 @@ from bacinfer.core.engines import AUTO
 from bacinfer.core.handle import Policy, PolicyHandle
 from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
-from bacinfer.measure.action_error import is_normalised, rms_difference, sampled_actions
-from bacinfer.measure.flops import count_flops
-from bacinfer.measure.latency import Latency, measure_latencies
-from bacinfer.measure.statistics import CONFIDENCE, Estimate
+from bacinfer.measurement.action_error import is_normalised, rms_difference, sampled_actions
+from bacinfer.measurement.flops import count_flops
+from bacinfer.measurement.latency import Latency, measure_latencies
+from bacinfer.measurement.statistics import CONFIDENCE, Estimate
 
 PLAIN = "plain"
 
@@ -81,7 +82,7 @@ class Measurements:
 def measure(
     policy: Policy | PolicyHandle,
     plans: Mapping[str, SamplingPlan | CacheSchedule | str | Path],
-    observations: Iterable[Mapping[str, Tensor]],
+    observations: Iterable[Any],
     *,
     engine: str = AUTO,
     num_calls: int = 20,
@@ -97,14 +98,14 @@ def measure(
         policy: A policy, or its handle. It returns its actions [B, ...], or a dict of them, of which ``action_pred``
             is compared, or else ``action``.
         plans: Names to what `bacinfer.apply` takes. ``plain`` is the plain policy's name.
-        observations: Dicts of tensors [B, ...] on the policy's device. Actions are compared at all of them, in one
-            call; latency and FLOPs are those of a call at the first one (a robot's has B = 1).
+        observations: What the policy samples at, on its device, dicts of tensors [B, ...] for instance. Actions are
+            compared at all of them; latency and FLOPs are those of a call at the first one (a robot's has B = 1).
         engine: What runs the plans, see `bacinfer.apply`.
         num_calls: How many calls of each are timed, after three that do not count.
-        noise_seed: Of the sampling noise.
+        noise_seed: Of the sampling noise, of which each observation draws its own.
 
     Raises:
-        TypeError: the policy lacks a part, a plan is something else, or the observations or actions are no tensors.
+        TypeError: the policy lacks a part, a plan is something else, or the actions are no tensor.
         ValueError: there are no observations or no calls, a plan is named ``plain``, or it does not fit, as in
             `bacinfer.apply`.
         FileNotFoundError: a plan's file is missing.
@@ -126,12 +127,12 @@ def measure(
         actions, flops = {}, {}
         for name, applied in variants.items():
             switch(policy, applied)
-            actions[name] = sampled_actions(policy, seen, noise_seed)
+            actions[name] = _actions(policy, seen, noise_seed)
             flops[name] = count_flops(policy, seen[0])
         become = {name: partial(switch, policy, applied) for name, applied in variants.items()}
         latencies = measure_latencies(policy, seen[0], become, num_calls)
         switch(policy, None)
-        other_draw = sampled_actions(policy, seen, noise_seed + 1)
+        other_draw = _actions(policy, seen, noise_seed + len(seen))
     rows = {
         name: Measurement(
             rms_difference(actions[PLAIN], actions[name]),
@@ -149,6 +150,10 @@ def measure(
         str(policy_device(policy)),
         torch.get_num_threads(),
     )
+
+
+def _actions(policy: Any, observations: Sequence[Any], noise_seed: int) -> Tensor:
+    return torch.cat([sampled_actions(policy, obs, noise_seed + index) for index, obs in enumerate(observations)])
 
 
 def _cells(row: Measurement) -> str:

@@ -10,22 +10,27 @@ from torch import Tensor
 
 from bacinfer.core.calls import seeded_noise, timed_call
 from bacinfer.core.handle import PolicyHandle
-from bacinfer.measure.statistics import Estimate, estimate_mean
+from bacinfer.measurement.statistics import Estimate, estimate_mean
 
 
-def sampled_actions(policy: Any, observations: Sequence[Mapping[str, Tensor]], noise_seed: int = 0) -> Tensor:
-    """The actions [N, ...] at observations, normalised to [-1, 1] where the policy can, otherwise as it returns them.
+def normalised_actions(policy: Any, observations: Sequence[dict[str, Tensor]], noise_seed: int = 0) -> Tensor:
+    """The action trajectories [len(observations), horizon, action_dim] in the policy's own units, [-1, 1].
 
     All observations go through one call, whose noise depends on `noise_seed` and their number alone.
+    """
+    batch = {key: torch.cat([obs[key] for obs in observations]) for key in observations[0]}
+    return sampled_actions(policy, batch, noise_seed)
+
+
+def sampled_actions(policy: Any, observation: Any, noise_seed: int) -> Tensor:
+    """The actions [B, ...] of one call, normalised to [-1, 1] where the policy can, otherwise as it returns them.
 
     Raises:
-        TypeError: the observations are no dicts of tensors, or the policy returns no actions as a tensor.
+        TypeError: the policy returns no actions as a tensor.
     """
     with seeded_noise(policy, noise_seed):
-        result, _ = timed_call(policy, _joined(observations))
-    actions = result
-    if isinstance(result, Mapping):
-        actions = result.get("action_pred", result.get("action", result))
+        result, _ = timed_call(policy, observation)
+    actions = result.get("action_pred", result.get("action")) if isinstance(result, Mapping) else result
     if not isinstance(actions, Tensor):
         found = f"a dict of {', '.join(map(str, result))}" if isinstance(result, Mapping) else type(result).__name__
         raise TypeError(f"expected actions as a tensor, or a dict with 'action_pred' or 'action', got {found}")
@@ -41,18 +46,6 @@ def is_normalised(policy: Any) -> bool:
         return callable(policy.normalizer["action"].normalize)
     except (AttributeError, TypeError, LookupError):
         return False
-
-
-def _joined(observations: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    for observation in observations:
-        wrong = observation.values() if isinstance(observation, Mapping) else [observation]
-        for value in wrong:
-            if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"expected observations as dicts of tensors, found {type(value).__name__}; let a method that a "
-                    f"bacinfer.PolicyHandle names add whatever else the policy needs"
-                )
-    return {key: torch.cat([observation[key] for observation in observations]) for key in observations[0]}
 
 
 def rms_difference(plain: Tensor, cached: Tensor) -> Estimate:

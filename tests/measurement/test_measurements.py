@@ -15,11 +15,11 @@ from scipy import stats
 from torch import Tensor, nn
 
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.measure.action_error import rms_difference, sampled_actions
-from bacinfer.measure.flops import count_flops
-from bacinfer.measure.latency import Latency, actions_per_second, measure_latency
-from bacinfer.measure.memory import peak_memory
-from bacinfer.measure.statistics import (
+from bacinfer.measurement.action_error import normalised_actions, rms_difference
+from bacinfer.measurement.flops import count_flops
+from bacinfer.measurement.latency import Latency, actions_per_second, measure_latency
+from bacinfer.measurement.memory import peak_memory
+from bacinfer.measurement.statistics import (
     estimate_mean,
     estimate_paired_difference,
     estimate_proportion,
@@ -144,15 +144,15 @@ def test_peak_memory_is_that_of_one_call() -> None:
 
 def test_action_error_of_equal_policies_is_zero(pusht_policy: Any) -> None:
     observations = [OBS, {"obs": torch.full((1, 2, 20), 100.0)}]
-    plain = sampled_actions(pusht_policy, observations)
+    plain = normalised_actions(pusht_policy, observations)
     assert plain.shape == (2, 16, 2)
     assert plain.abs().max() <= 1.5  # normalised, not pixels
-    assert rms_difference(plain, sampled_actions(pusht_policy, observations)).mean == 0
-    assert rms_difference(plain, sampled_actions(pusht_policy, observations, noise_seed=1)).mean > 0.01
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations)).mean == 0
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations, noise_seed=1)).mean > 0.01
     FastDiffusionPolicy.apply_cache(pusht_policy, cache_threshold=1, engine="eager")
-    assert rms_difference(plain, sampled_actions(pusht_policy, observations)).mean == 0
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations)).mean == 0
     FastDiffusionPolicy.apply_cache(pusht_policy, cache_threshold=5)
-    assert rms_difference(plain, sampled_actions(pusht_policy, observations)).mean > 1e-4
+    assert rms_difference(plain, normalised_actions(pusht_policy, observations)).mean > 1e-4
 
 
 def test_rms_difference() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import bacinfer
 from bacinfer import CacheSchedule, PolicyHandle, SamplingPlan
 from bacinfer.core.blocks import find_blocks
-from bacinfer.measure.flops import count_flops
-from bacinfer.measure.plans import measure
+from bacinfer.measurement.flops import count_flops
+from bacinfer.measurement.plans import measure
 from core.fused.fused_helpers import make_policy
 from helpers import TinyPolicy, act, observation
 from tiny_policies import observations as pusht_observations
@@ -26,13 +26,16 @@ def periodic(policy: Any, interval: int) -> CacheSchedule:
 
 
 def test_errors_flops_and_latencies_are_those_of_the_plans(policy: TinyPolicy) -> None:
-    batch = {"obs": torch.cat([obs["obs"] for obs in OBSERVATIONS])}
-    plain = act(policy, batch, seed=0)
+    def sampled(first_seed: int) -> Tensor:
+        return torch.cat([act(policy, obs, seed) for seed, obs in enumerate(OBSERVATIONS, first_seed)])
+
+    plain = sampled(0)
     flops = count_flops(policy, OBSERVATIONS[0])
-    cached = act(bacinfer.apply(policy, periodic(policy, 5)), batch, seed=0)
+    bacinfer.apply(policy, periodic(policy, 5))
+    cached = sampled(0)
     flops_cached = count_flops(policy, OBSERVATIONS[0])
     bacinfer.remove(policy)
-    other_noise = act(policy, batch, seed=1)
+    other_noise = sampled(len(OBSERVATIONS))
 
     plans = {"lossless": SamplingPlan(), "every 5": SamplingPlan(periodic(policy, 5))}
     found = bacinfer.measure(policy, plans, iter(OBSERVATIONS), num_calls=2)
@@ -59,7 +62,7 @@ def test_variants_are_timed_in_turn(policy: TinyPolicy, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(TinyPolicy, "predict_action", noted)
     measure(policy, {"cached": periodic(policy, 5)}, OBSERVATIONS, num_calls=2)
-    assert turns[-11:-1] == ["original", "plan"] * 5  # after actions and FLOPs, before the other draw of noise
+    assert turns[-14:-4] == ["original", "plan"] * 5  # after actions and FLOPs, before the other draw of noise
 
 
 def test_errors_are_in_normalised_units_where_the_policy_has_them() -> None:
@@ -79,21 +82,26 @@ def test_errors_are_in_normalised_units_where_the_policy_has_them() -> None:
 
 
 class Renamed(nn.Module):
-    """Returns a plain tensor, from a method of another name."""
+    """Returns a plain tensor, from a method of another name that takes no dict, and one observation at a time."""
 
     def __init__(self) -> None:
         super().__init__()
         self.denoiser = TinyPolicy()
 
-    def plan_ahead(self, obs: dict[str, Tensor]) -> Tensor:
-        return self.denoiser.predict_action(obs)["action_pred"]
+    def plan_ahead(self, observation: tuple[str, Tensor]) -> Tensor:
+        words, obs = observation
+        assert words == "turn left"
+        assert len(obs) == 1
+        return self.denoiser.predict_action({"obs": obs})["action_pred"]
 
 
 def test_a_handle_is_measured_like_its_policy(policy: TinyPolicy) -> None:
     renamed = Renamed().eval()
     handle = PolicyHandle(renamed.denoiser.model, 10, (renamed, "plan_ahead"))
     plans = {"every 5": periodic(policy, 5)}
-    a, b = (measure(p, plans, OBSERVATIONS, num_calls=1) for p in (policy, handle))
+    spoken = [("turn left", obs["obs"]) for obs in OBSERVATIONS]
+    a, b = (measure(p, plans, seen, num_calls=1) for p, seen in ((policy, OBSERVATIONS), (handle, spoken)))
+    assert bacinfer.find_plan(handle, spoken, 3, 2).cache == bacinfer.find_plan(policy, OBSERVATIONS, 3, 2).cache
     for row, same in zip(a.rows.values(), b.rows.values(), strict=True):
         assert (row.action_error, row.flops, row.engine) == (same.action_error, same.flops, same.engine)
     assert a.noise_error == b.noise_error
@@ -155,8 +163,6 @@ class Speaking(TinyPolicy):
         (TinyPolicy, {"a": 3}, OBSERVATIONS, TypeError, "SamplingPlan, a CacheSchedule or the path of a file, got int"),
         (TinyPolicy, {"a": "missing.json"}, OBSERVATIONS, FileNotFoundError, r"missing\.json"),
         (TinyPolicy, {}, [], ValueError, "no observations"),
-        (TinyPolicy, {}, [{"obs": "turn left"}], TypeError, "dicts of tensors, found str; .*PolicyHandle"),
-        (TinyPolicy, {}, ["turn left"], TypeError, "dicts of tensors, found str"),
         (Speaking, {}, OBSERVATIONS, TypeError, "'action_pred' or 'action', got a dict of words"),
         (nn.Module, {}, OBSERVATIONS, TypeError, "PolicyHandle"),
     ],
