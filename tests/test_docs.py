@@ -34,7 +34,7 @@ SHORTER = {
     "python scripts/collect_lerobot_data.py": " --num_episodes 1 --output_dir {tmp}/lerobot",
     "bash shell/quickstart.sh": " --episodes 1 --latency_calls 2",
     "bacinfer eval": " -o {results} --n_test 1 --latency_calls 1 --skip_video",
-    "bacinfer compare": " -o {results} --n_test 1 --latency_calls 1 --methods ddim:10,ddim:4+bac:2:1",
+    "bacinfer compare": " -o {results} --n_test 1 --latency_calls 1 --methods ddim:10,bac:5:1",
     "bash shell/main/": " --output_dir {results} --n_test 1 --latency_calls 1",
     "bacinfer sweep": " results_dir={results} n_test=1 latency_calls=1 method=ddim:4",
     "python scripts/train_pusht.py task=pusht_image": " training.frames_dir={tmp}/frames",
