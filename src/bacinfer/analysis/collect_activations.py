@@ -7,17 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from bacinfer import assets
-from bacinfer.analysis.residuals import (
-    DEFAULT_DEMO,
-    DEFAULT_SEED,
-    file_digest,
-    recording_source,
-    recordings,
-    write_recording,
-)
+from bacinfer.analysis.residuals import file_digest, recording_source, recordings, write_recording
 from bacinfer.commands.options import (
     add_cache_arguments,
     add_policy_arguments,
+    add_start_arguments,
     apply_request,
     cache_request,
     load_policy_and_config,
@@ -46,29 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_cache_arguments(parser)
     parser.add_argument("--force", action="store_true", help="overwrite residuals that are there already")
     return parser
-
-
-def add_start_arguments(parser: argparse.ArgumentParser) -> None:
-    """--demo_idx and --random_seed: where an episode starts, and the sampling noise."""
-    parser.add_argument(
-        "--demo_idx",
-        type=int,
-        default=DEFAULT_DEMO,
-        metavar="N",
-        help="start of the episode whose first observation is used: below 10000 a training start (demonstration or "
-        f"seed), from 10000 on a test seed (default: {DEFAULT_DEMO})",
-    )
-    add_seed_argument(parser)
-
-
-def add_seed_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--random_seed",
-        type=int,
-        default=DEFAULT_SEED,
-        metavar="SEED",
-        help=f"seed of the sampling noise (default: {DEFAULT_SEED})",
-    )
 
 
 def run_name(request: CacheRequest, num_inference_steps: int) -> str:
