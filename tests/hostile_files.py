@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import random
+import re
 import resource
 import struct
 import subprocess
@@ -362,6 +363,14 @@ def _read(path: Path) -> None:
     bacinfer_files.read_activations(path)
 
 
+def peak_memory() -> int:
+    """Bytes at this process's peak. (Linux' ``ru_maxrss`` is also that of the process which started it.)"""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(peak) * 1024
+
+
 def main(folder: Path) -> None:
     import torch
 
@@ -380,8 +389,7 @@ def main(folder: Path) -> None:
             kind, message = "data", ""
         except Exception as error:
             kind, message = type(error).__name__, str(error)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        result = {"file": path.name, "kind": kind, "message": message[:5000], "memory": memory}
+        result = {"file": path.name, "kind": kind, "message": message[:5000], "memory": peak_memory()}
         print(json.dumps(result | {"seconds": time.process_time() - start}), flush=True)
 
 
