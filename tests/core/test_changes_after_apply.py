@@ -185,6 +185,7 @@ MUTATIONS = [
     Mutation("class of the model", method_of_class(lambda p: type(p.model), "forward")),
     Mutation("class of the policy", method_of_class(type, "conditional_sample")),
     Mutation("class of the scheduler", method_of_class(lambda p: DDPMScheduler, "step", damped)),
+    Mutation("class of the scheduler, its variance", method_of_class(lambda p: DDPMScheduler, "_get_variance")),
     Mutation("scheduler.step", step_wrapped),
     Mutation("scheduler.set_timesteps", timesteps_wrapped),
     Mutation("scheduler.alphas_cumprod", set_attribute(lambda p: p.noise_scheduler, "alphas_cumprod", ALPHAS)),

@@ -13,8 +13,8 @@ NUM_PARTS = 64
 """Calls within which any write to a weight is found."""
 
 _NUM_PEEKED_VALUES = 4  # of each matrix, at every call
-_MODULE_METHODS = ("__call__", "forward", "_sa_block", "_mha_block", "_ff_block")
-_METHODS = ("step", "set_timesteps", "conditional_sample")  # of schedulers and policies
+_MODULE_METHODS = ("__call__", "_call_impl", "forward", "_sa_block", "_mha_block", "_ff_block")
+_METHODS = ("conditional_sample", "step", "set_timesteps", "_get_variance", "previous_timestep")  # of both
 _SET_WHILE_SAMPLING = ("timesteps", "num_inference_steps", "custom_timesteps")  # by a scheduler's set_timesteps
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes to what is compared bit by bit
 
