@@ -9,6 +9,7 @@ from torch import nn
 
 from bacinfer import ResidualBlock, register_layer, unregister_layer
 from bacinfer.core.blocks import find_blocks
+from bacinfer.core.bubbling import split_block_key
 from helpers import WIDTH, TinyPolicy, decoder_model, encoder_model
 
 
@@ -17,7 +18,7 @@ def test_blocks_of_a_decoder_are_named_as_in_the_reference() -> None:
     assert [b.key for b in blocks] == [
         f"decoder.layers.{i}_{kind}" for i in range(2) for kind in ("sa_block", "mha_block", "ff_block")
     ]
-    assert [b.layer_index for b in blocks] == [0, 0, 0, 1, 1, 1]
+    assert [split_block_key(b.key)[0] for b in blocks] == [0, 0, 0, 1, 1, 1]
 
 
 def test_blocks_of_an_encoder_only_model() -> None:

@@ -15,7 +15,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from bacinfer import FastDiffusionPolicy
+import bacinfer
 from bacinfer.core.engines.fused import runners
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError
 from core.fused.fused_helpers import act, apply_cache, make_policy, make_scheduler
@@ -229,7 +229,7 @@ def actions_after(mutation: Mutation, **cache: Any) -> Tensor:
     with pytest.MonkeyPatch.context() as monkeypatch:
         mutation.make(policy, monkeypatch)
         if not mutation.leaves_a_trace:
-            FastDiffusionPolicy.refresh(policy)
+            bacinfer.refresh(policy)
         after = act(policy)
     assert (after - before).abs().max() > 100 * BOUND
     return after
@@ -258,7 +258,7 @@ def test_without_caching_a_change_is_what_it_is_for_the_plain_policy(mutation: M
     for changed in (policy, plain):
         with pytest.MonkeyPatch.context() as monkeypatch:
             mutation.make(changed, monkeypatch)
-            FastDiffusionPolicy.refresh(changed)
+            bacinfer.refresh(changed)
             changed.after = act(changed)
     torch.testing.assert_close(policy.after, plain.after, rtol=0, atol=BOUND)
 

@@ -18,7 +18,6 @@ from weakref import WeakSet
 
 from torch import Tensor, nn
 
-from bacinfer.core.bubbling import split_block_key
 from bacinfer.core.patching import replaced_methods
 
 
@@ -89,10 +88,6 @@ class Block:
     @property
     def kind(self) -> str:
         return self.spec.kind
-
-    @property
-    def layer_index(self) -> int:
-        return split_block_key(self.key)[0]
 
     @property
     def num_weights(self) -> int:

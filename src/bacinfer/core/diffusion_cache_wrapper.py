@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bacinfer.core.apply import apply_schedule, refresh, remove, summary
+from bacinfer.core.apply import apply_schedule, remove, summary
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.cache_request import DEFAULT_METRIC, DEFAULT_THRESHOLD, Default, resolve_request
 from bacinfer.core.engines import AUTO, ENGINES, LOSSLESS_ENGINES
@@ -111,11 +111,6 @@ class FastDiffusionPolicy:
     def remove_cache(policy: Any) -> Any:
         """See `bacinfer.remove`."""
         return remove(policy)
-
-    @staticmethod
-    def refresh(policy: Any) -> Any:
-        """See `bacinfer.refresh`."""
-        return refresh(policy)
 
     @staticmethod
     def summary(policy: Any) -> CacheSummary:
