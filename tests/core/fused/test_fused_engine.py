@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import math
 import pickle
@@ -735,6 +736,20 @@ def test_inputs_that_require_gradients_are_for_the_eager_engine() -> None:
     assert FastDiffusionPolicy.summary(policy).engine == "eager"
     act(policy)
     assert FastDiffusionPolicy.summary(policy).engine == "fused"
+
+
+def test_calls_that_cannot_be_fused_leave_nothing_behind() -> None:
+    policy = apply_cache(make_policy(), cache_threshold=3)
+    with_hook(policy)
+
+    def num_tensors_after(calls: int) -> int:
+        for _ in range(calls):
+            act(policy)
+        gc.collect()
+        return sum(isinstance(found, Tensor) for found in gc.get_objects())
+
+    assert num_tensors_after(2) == num_tensors_after(10)
+    assert FastDiffusionPolicy.summary(policy).engine == "eager"
 
 
 def test_cuda_graphs_need_cuda() -> None:

@@ -38,9 +38,10 @@ def choose_engine(name: str, policy: Any, blocks: Sequence[Block], schedule: Cac
     programs = ProgramCache(blocks, schedule, known_functions_only=name == AUTO)
     try:
         return FusedEngine(eager, programs, None if name == AUTO else name)
-    except UnsupportedPolicyError as obstacle:
+    except UnsupportedPolicyError as error:
+        obstacle = str(error)
         if name != AUTO:
-            raise ValueError(cannot_run(name, obstacle)) from obstacle
+            raise ValueError(cannot_run(name, obstacle)) from error
         log_eager(obstacle)
         eager.reason = f"chosen by 'auto', as {obstacle}"
         return eager

@@ -52,7 +52,7 @@ class FusedEngine:
         self.eager = eager
         self.programs = programs
         self.runner = runner
-        self.obstacle: UnsupportedPolicyError | None = None  # why the last call ran in the eager engine
+        self.obstacle: str | None = None  # why the last call ran in the eager engine
         self.policy = eager.handle.owner
         _check_loop(self.policy, eager.trajectory.num_inference_steps)
         read_denoiser(eager.handle.model, programs.blocks)
@@ -103,7 +103,9 @@ class FusedEngine:
                 check_device(self.name, call.given.device)
                 sample = run(self.programs.runner(self.policy, plain, call, self.name), call)
             except UnsupportedPolicyError as error:
-                obstacle: UnsupportedPolicyError | None = error
+                if self.runner is not None:
+                    raise RuntimeError(cannot_run(self.runner, str(error))) from error
+                obstacle: str | None = str(error)
             else:
                 obstacle = None
                 scheduler, K = self.policy.noise_scheduler, self.trajectory.num_inference_steps
@@ -111,21 +113,19 @@ class FusedEngine:
                     scheduler.set_timesteps(K)  # as the loop would leave it
                 self.trajectory.complete()
         if obstacle is not None:
-            if self.runner is not None:
-                raise RuntimeError(cannot_run(self.runner, obstacle)) from obstacle
-            if str(obstacle) != str(self.obstacle):
+            if obstacle != self.obstacle:
                 log_eager(obstacle)
             sample = loop.call_original(call)
         self.obstacle = obstacle
         return sample
 
 
-def cannot_run(engine: str, obstacle: UnsupportedPolicyError) -> str:
+def cannot_run(engine: str, obstacle: str) -> str:
     """What to tell who asked for an engine."""
     return f"engine {engine!r} cannot run this policy: {obstacle}. engine='eager' can"
 
 
-def log_eager(obstacle: UnsupportedPolicyError) -> None:
+def log_eager(obstacle: str) -> None:
     """What to tell who left the choice to this library."""
     logger.warning("the engine 'eager' runs this policy, as %s", obstacle)
 

@@ -47,7 +47,7 @@ class ProgramCache:
         self._watch: PolicyWatch | None = None  # of the policy that the programs are for
         self._constants: dict[torch.dtype, Constants] = {}
         self._runners: OrderedDict[Any, Runner] = OrderedDict()
-        self._obstacles: dict[Any, UnsupportedPolicyError] = {}  # why there is no runner
+        self._obstacles: dict[Any, str] = {}  # why there is no runner; an error would keep its call's tensors
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(ProgramCache, known_functions_only=self.known_functions_only)
@@ -98,12 +98,12 @@ class ProgramCache:
         dtype = dtype_of_products(policy.model)
         key = (_signature(call.given), _signature(call.condition), bool(call.is_given.any()), dtype)
         if key in self._obstacles:
-            raise self._obstacles[key]
+            raise UnsupportedPolicyError(self._obstacles[key])
         if key not in self._runners:
             try:
                 self._runners[key] = self._compile(policy, plain, call, dtype, RUNNERS[kind])
             except UnsupportedPolicyError as error:
-                self._obstacles[key] = error
+                self._obstacles[key] = str(error)
                 raise
         self._runners.move_to_end(key)
         if len(self._runners) > MAX_PROGRAMS:
