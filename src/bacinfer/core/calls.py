@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from bacinfer.core.handle import PolicyHandle
+
+_Result = TypeVar("_Result")
 
 
 class NoiseStream:
@@ -62,11 +66,15 @@ def sample(policy: Any, observation: Any) -> Any:
 
 def timed_call(policy: Any, observation: Any) -> tuple[Any, float]:
     """What `sample` returns without gradients, and its wall time in seconds with the device's work done."""
-    device = policy_device(policy)
+    with torch.no_grad():
+        return timed(partial(sample, policy, observation), policy_device(policy))
+
+
+def timed(call: Callable[[], _Result], device: torch.device) -> tuple[_Result, float]:
+    """What a call returns, and its wall time in seconds with the device's work done."""
     _wait(device)
     start = time.perf_counter()
-    with torch.no_grad():
-        result = sample(policy, observation)
+    result = call()
     _wait(device)
     return result, time.perf_counter() - start
 
