@@ -17,7 +17,7 @@ SCHEDULE = CacheSchedule(10, {"decoder.layers.0_sa_block": (0, 4)}, "by hand")
 def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
     for made_for in (None, Fingerprint.of(TinyPolicy()), Fingerprint.of(make_policy())):
         for cache in (None, SCHEDULE):
-            plan = SamplingPlan(cache, made_for)
+            plan = SamplingPlan(cache, made_for=made_for)
             plan.save(tmp_path / "plan.json")
             assert SamplingPlan.load(tmp_path / "plan.json") == plan
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from bacinfer.core.sampler import Sampler
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class CacheSummary:
         buffer_bytes: Memory of the engine's buffers, linear in batch, blocks, horizon and width; 0 until the first call
             and in the eager engine.
         constant_bytes: Memory of weights that the engine packed, and of what depends on the timesteps alone; likewise.
-        num_inference_steps: K.
+        num_inference_steps: Denoising steps of a call: K, those of the plan's sampler, or, where the plan has a warm
+            start, those of a call that follows another one. `blocks`, `flops_fraction` and `schedule` are of that call.
         blocks: Block key to its counts, for all blocks.
         flops_fraction: Share of the plain model's computation that is left, estimated from the number of weights
             that each block multiplies with. The cost of attention over long sequences, and condition tokens fewer
@@ -42,6 +45,8 @@ class CacheSummary:
             a call. They are in no share of FLOPs; how the time of a call divides, `bacinfer.measure` tells.
         warnings: What was warned of when the plan was applied.
         schedule: The schedule; None without a cache.
+        sampler: The plan's; None: the policy's own steps.
+        warm_start: The plan's; None without one.
     """
 
     mode: str
@@ -56,6 +61,8 @@ class CacheSummary:
     other_weights: Mapping[str, int]
     warnings: tuple[str, ...]
     schedule: CacheSchedule | None
+    sampler: Sampler | None = None
+    warm_start: WarmStart | None = None
 
     @property
     def mean_updates(self) -> float:
@@ -68,6 +75,10 @@ class CacheSummary:
             f"mode {self.mode}, engine {self.engine or 'none'}{reason}, K = {self.num_inference_steps}: "
             f"{self.mean_updates:.1f} updates a block, about {self.flops_fraction:.0%} of the FLOPs"
         ]
+        if self.sampler is not None:
+            lines.append(f"sampler {self.sampler.spec}")
+        if self.warm_start is not None:
+            lines.append(f"warm start {self.warm_start.sampler.spec}: these figures are of calls that follow another")
         if self.other_weights:
             others = ", ".join(f"{name} {count:,}" for name, count in self.other_weights.items())
             lines.append(
