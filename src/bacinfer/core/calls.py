@@ -69,7 +69,7 @@ class CallStream(NoiseStream):
         super().__exit__(*error)
 
     def _switch_memory(self) -> None:
-        applied = vars(PolicyHandle.of(self._policy).owner).get(APPLIED)
+        applied = vars(owner_of(self._policy)).get(APPLIED)
         if applied is not None and applied.warm_loop is not None:
             applied.warm_loop.memory, self._memory = self._memory, applied.warm_loop.memory
 
@@ -77,6 +77,11 @@ class CallStream(NoiseStream):
 def seeded_noise(policy: Any, seed: int) -> AbstractContextManager[None]:
     """Inside, torch's generators (CPU and the policy's device) start at `seed`; restored after."""
     return NoiseStream(policy, seed)
+
+
+def owner_of(policy: Any) -> Any:
+    """The object that samples: the policy itself, or what its handle names."""
+    return policy.owner if isinstance(policy, PolicyHandle) else policy
 
 
 def policy_device(policy: Any) -> torch.device:

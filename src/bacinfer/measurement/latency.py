@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bacinfer.core.calls import policy_device, seeded_noise, timed, timed_call
-from bacinfer.core.handle import PolicyHandle
+from bacinfer.core.calls import owner_of, policy_device, seeded_noise, timed, timed_call
 from bacinfer.core.patching import Patch
 
 NUM_WARMUP_CALLS = 3
@@ -75,7 +74,7 @@ def measure_latencies(
 @contextmanager
 def _denoising_timed(policy: Any) -> Iterator[list[float]]:
     """Inside, the wall time of each denoising loop is added to the list, where the loop is a method of its own."""
-    owner = policy.owner if isinstance(policy, PolicyHandle) else policy
+    owner = owner_of(policy)
     loops: list[float] = []
     if not hasattr(owner, "conditional_sample"):
         yield loops
