@@ -22,7 +22,7 @@ class TaskInfo:
         return self.name if len(self.metrics) == 1 else f"{self.name}_{metric}"
 
 
-GROUPS = ("ph", "mh", "lowdim", "arm")
+GROUPS = ("ph", "mh", "lowdim", "arm", "image")
 
 TASKS: dict[str, TaskInfo] = {
     info.name: info
@@ -41,6 +41,7 @@ TASKS: dict[str, TaskInfo] = {
         TaskInfo("kitchen", "lowdim", ("p_1", "p_2", "p_3", "p_4")),
         TaskInfo("drawer_open", "arm"),
         TaskInfo("pick_place", "arm"),
+        TaskInfo("pusht_image", "image"),
     )
 }
 
@@ -59,7 +60,7 @@ def tasks_named(names: Iterable[str]) -> list[TaskInfo]:
 
 
 def tasks_in_group(group: str) -> list[TaskInfo]:
-    """The table's rows of ``ph``, ``mh``, ``lowdim`` or ``arm``."""
+    """The table's rows of ``ph``, ``mh``, ``lowdim``, ``arm`` or ``image``."""
     if group not in GROUPS:
         raise ValueError(f"unknown task group {group}: expected one of {', '.join(GROUPS)}")
     return [info for info in TASKS.values() if info.group == group]
