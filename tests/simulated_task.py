@@ -39,6 +39,9 @@ class WalkSimulator:
         reward = abs(self._position - self._start)
         return reward, reward >= 1
 
+    def disturb(self, random: np.random.Generator) -> None:
+        self._position += random.uniform(-0.5, 0.5)
+
     def render(self) -> Frame:
         return np.full((32, 48, 3), min(self._steps * 10, 255), dtype=np.uint8)
 
@@ -53,6 +56,7 @@ class WalkTask(SimulatedTask):
     fps = 5
     description = "Walk."
     robot_state = slice(0, 1)
+    disturbed_before = range(3, 20)
 
     def __init__(self, max_steps: int = 40, faults: Mapping[int, str] | None = None) -> None:
         super().__init__(n_obs_steps=2, max_steps=max_steps)

@@ -60,13 +60,18 @@ def method_cells(row: Row) -> list[str]:
     ]
 
 
+def episodes_text(row: Row) -> str:
+    """Which episodes a row is about."""
+    return f"{row.n_test} {'disturbed episodes' if row.disturb else 'episodes'} from seed {row.first_episode_seed}"
+
+
 def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
     """Rows of one checkpoint as a table, and below it what the figures are."""
     first = rows[0]
     lines = [
         format_table(METHOD_HEADER, [method_cells(row) for row in rows], markdown=markdown),
         "",
-        f"{first.n_test} episodes from seed {first.first_episode_seed}. Score: mean of the episodes' highest rewards; "
+        f"{episodes_text(first)}. Score: mean of the episodes' highest rewards; "
         f"score difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval (where all pairs are "
         "equal, what so many leave open: the rule of three); policy + rest: time of all episodes.",
         f"Action error: RMS, normalised units, same noise; between two draws of the plain policy's noise it is "
