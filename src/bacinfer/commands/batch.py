@@ -109,8 +109,9 @@ def build_parser(batch: str) -> argparse.ArgumentParser:
             default="optimal",
             help="optimal: each block at its own steps (BAC); threshold: all blocks at M even steps (default: optimal)",
         )
+    listed = ", ".join(task.described for task in TASKS.values())
     tasks = parser.add_mutually_exclusive_group()
-    tasks.add_argument("--tasks", "--task", type=names, metavar="a,b", help=f"these tasks only, of {', '.join(TASKS)}")
+    tasks.add_argument("--tasks", "--task", type=names, metavar="a,b", help=f"these tasks only, of {listed}")
     if batch == "uniform":
         tasks.add_argument(
             "--task_type",

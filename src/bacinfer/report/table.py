@@ -11,6 +11,7 @@ from pathlib import Path
 from bacinfer.experiments.store import Row
 from bacinfer.files import atomic_write
 from bacinfer.measurement.statistics import CONFIDENCE
+from bacinfer.tasks.table import TASKS
 
 Lines = list[list[str]]
 
@@ -84,7 +85,11 @@ def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
 
 
 def notes(rows: Iterable[Row]) -> Iterable[str]:
-    """What the table has no column for: results of a task's parts, and crashed episodes."""
+    """What the table has no column for: results of a task's parts, crashed episodes, and tasks that judge nothing."""
+    rows = list(rows)
+    for name in dict.fromkeys(row.task for row in rows if row.task in TASKS):
+        if TASKS[name].smoke_test:
+            yield f"{name} is a smoke test ({TASKS[name].smoke_test}): it tells no method from another."
     for row in rows:
         if row.sub_scores:
             parts = []
