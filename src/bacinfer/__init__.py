@@ -13,8 +13,10 @@ from bacinfer.core.bubbling import bubbling_union
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.core.handle import Policy, PolicyHandle
 from bacinfer.core.plan import SamplingPlan
+from bacinfer.core.sampler import Sampler
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.core.summary import CacheSummary
+from bacinfer.core.warm_start import WarmStart
 from bacinfer.measurement.plans import Measurements, measure
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ __all__ = [
     "Policy",
     "PolicyHandle",
     "ResidualBlock",
+    "Sampler",
     "SamplingPlan",
+    "WarmStart",
     "__version__",
     "apply",
     "bubbling_union",

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.assets_dir is not None and not args.assets_dir.is_dir():
         raise FileNotFoundError(f"no directory {args.assets_dir}: --assets_dir is one such as assets/pusht/original")
     methods = dict.fromkeys([PLAIN, *parse_methods(args.methods)])
-    if args.assets_dir is not None and not any(method.metric and method.ddim_steps is None for method in methods):
+    if args.assets_dir is not None and not any(method.metric and method.sampler is None for method in methods):
         raise ValueError(
             "--assets_dir has no effect with these methods, none of which has schedules in it: leave it out"
         )

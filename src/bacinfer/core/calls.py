@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bacinfer.core.engines.base import APPLIED
 from bacinfer.core.handle import PolicyHandle
+from bacinfer.core.warm_start import Memory
 
 
 class NoiseStream:
@@ -43,6 +45,29 @@ class NoiseStream:
         torch.set_rng_state(states[0])
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(states[1], self._device)
+
+
+class CallStream(NoiseStream):
+    """One of several streams of calls to a policy that take turns: with noise, and with what its plan keeps between
+    calls, of its own."""
+
+    def __init__(self, policy: Any, seed: int) -> None:
+        super().__init__(policy, seed)
+        self._policy = policy
+        self._memory = Memory()
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._switch_memory()
+
+    def __exit__(self, *error: object) -> None:
+        self._switch_memory()
+        super().__exit__(*error)
+
+    def _switch_memory(self) -> None:
+        applied = vars(PolicyHandle.of(self._policy).owner).get(APPLIED)
+        if applied is not None and applied.warm_loop is not None:
+            applied.warm_loop.memory, self._memory = self._memory, applied.warm_loop.memory
 
 
 def seeded_noise(policy: Any, seed: int) -> AbstractContextManager[None]:

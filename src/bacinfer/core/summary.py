@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bacinfer.core.sampler import Sampler
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,16 @@ class CacheSummary:
         buffer_bytes: Memory of the engine's buffers, linear in batch, blocks, horizon and width; 0 until the first call
             and in the eager engine.
         constant_bytes: Memory of weights that the engine packed, and of what depends on the timesteps alone; likewise.
-        num_inference_steps: K.
+        num_inference_steps: Denoising steps of a call: K, those of the plan's sampler, or, where the plan has a warm
+            start, those of a call that follows another one. `blocks`, `flops_fraction` and `schedule` are of that call.
         blocks: Block key to its counts, for all blocks.
         flops_fraction: Share of the plain model's computation that is left, estimated from the number of weights
             that each block multiplies with. The cost of attention over long sequences, and condition tokens fewer
             than action tokens, are not in it; measure with `bacinfer eval`.
         warnings: What was warned of when the plan was applied.
         schedule: The schedule; None without a cache.
+        sampler: The plan's; None: the policy's own steps.
+        warm_start: The plan's; None without one.
     """
 
     mode: str
@@ -47,6 +52,8 @@ class CacheSummary:
     flops_fraction: float
     warnings: tuple[str, ...]
     schedule: CacheSchedule | None
+    sampler: Sampler | None = None
+    warm_start: WarmStart | None = None
 
     @property
     def mean_updates(self) -> float:
@@ -59,6 +66,10 @@ class CacheSummary:
             f"mode {self.mode}, engine {self.engine or 'none'}{reason}, K = {self.num_inference_steps}: "
             f"{self.mean_updates:.1f} updates a block, about {self.flops_fraction:.0%} of the FLOPs"
         ]
+        if self.sampler is not None:
+            lines.append(f"sampler {self.sampler.spec}")
+        if self.warm_start is not None:
+            lines.append(f"warm start {self.warm_start.sampler.spec}: these figures are of calls that follow another")
         if self.buffer_bytes:
             lines.append(f"memory: buffers {_megabytes(self.buffer_bytes)}, weights {_megabytes(self.constant_bytes)}")
         lines += [f"warning: {warning}" for warning in self.warnings]

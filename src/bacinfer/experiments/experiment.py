@@ -105,7 +105,7 @@ class Experiment:
             "checkpoint_type": self.checkpoint_type,
             "method": self.method.spec,
             "schedule": self.schedule_source(Path()).digest(self.method),
-            "engine": None if self.method.cache == "plain" else self.engine,
+            "engine": None if self.method.as_it_is else self.engine,
             "first_episode_seed": self.first_episode_seed,
             "n_test": self.n_test,
             "noise_seed": self.noise_seed,

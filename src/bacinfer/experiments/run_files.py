@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from bacinfer.experiments.evaluation import Cost, Result
-from bacinfer.experiments.method import Method
+from bacinfer.experiments.method import PLAIN, Method
 from bacinfer.experiments.store import Row
 from bacinfer.files import atomic_write, read_arrays, read_json, write_arrays, write_json
 from bacinfer.measurement.latency import Latency, actions_per_second
@@ -56,7 +56,7 @@ def write_results(
         cfg: Its checkpoint's configuration.
     """
     rollout = result.rollout
-    if result.plan is not None:
+    if method != PLAIN:
         result.plan.save(directory / PLAN_FILE)
     scores = {"scores": rollout.scores, "num_steps": dict(rollout.num_steps), "failures": failures(rollout)}
     write_json(directory / SCORES_FILE, scores)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from bacinfer.core.calls import NoiseStream, policy_device, timed_call
+from bacinfer.core.calls import CallStream, policy_device, timed_call
 from bacinfer.tasks.base import FIRST_TEST_SEED, Rollout, check_count, check_rollout
 from bacinfer.tasks.disturbances import DisturbableSimulator, DisturbedSimulator, check_disturbable
 from bacinfer.tasks.episodes import Episode, Progress, Recorder, Recording, Simulator
@@ -68,7 +68,7 @@ class SimulatedTask(ABC):
         """See `Task.observations`; `demo_idx` is the seed of the initial state."""
         check_count(count)
         episode = self.episode(demo_idx)
-        noise = NoiseStream(policy, demo_idx)
+        noise = CallStream(policy, demo_idx)
         observations: list[dict[str, Tensor]] = []
         while True:
             observations.append(_to_policy([episode.observation], policy))
@@ -163,7 +163,7 @@ class _Batch:
 
     def __init__(self, seeds: Sequence[int], workers: Workers, policy: Any, noise_seed: int) -> None:
         self._policy = policy
-        self._noise = NoiseStream(policy, noise_seed + seeds[0])
+        self._stream = CallStream(policy, noise_seed + seeds[0])
         self._workers = workers
         self._worker_of = {seed: i % len(workers) for i, seed in enumerate(seeds)}
         self._observations: dict[int, NDArray[np.float32]] = {}
@@ -199,7 +199,7 @@ class _Batch:
         """
         stand_in = next(iter(self._observations.values()))  # of an episode that broke before its first observation
         batch = [self._observations.get(seed, stand_in) for seed in self.progress]
-        with self._noise:
+        with self._stream:
             action, seconds = timed_call(self._policy, _to_policy(batch, self._policy))
         actions = dict(zip(self.progress, action["action"].cpu().numpy(), strict=True))
         chunks: dict[int, dict[int, NDArray[np.floating]]] = {}

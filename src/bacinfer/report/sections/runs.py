@@ -76,7 +76,9 @@ def facts(rows: Sequence[Row]) -> dict[str, str]:
     finished = sorted(f"{row.finished[:16].replace('T', ' ')} UTC" for row in rows)
     return {
         "Checkpoint": _each(rows, lambda row: f"{row.checkpoint} (sha256 {row.checkpoint_sha256[:12]})"),
-        "Denoising steps": _each(rows, lambda row: f"K = {row.num_inference_steps}{' with DDIM' * bool(sampler(row))}"),
+        "Denoising steps": _each(
+            rows, lambda row: f"K = {row.num_inference_steps}{' with DDIM' * sampler(row).startswith('ddim')}"
+        ),
         "Episodes": episodes,
         "Machine": machines,
         "Latency": f"{calls} calls at batch 1",
