@@ -1,6 +1,6 @@
 """Which offline measure of a plan predicts its score?
 
-Takes the methods of a directory that `bacinfer compare` left, with their scores, lets each of them act at the observations
+Takes the methods of a directory that `bacinfer compare` left, with their scores, lets each act at the observations
 of a few training episodes of the plain policy, many draws at each, and correlates what can be measured there with the
 score:
 
