@@ -106,7 +106,7 @@ def main() -> None:
     checkpoint = read_checkpoint(args.checkpoint)
     policy, task = build_policy(checkpoint), make_task(checkpoint.cfg)
     rows = [row for row in ResultsStore(args.results).rows() if row.method not in ("plain", "lossless")]
-    source = Experiment(args.checkpoint).schedule_source(args.results)
+    source = Experiment(checkpoint=args.checkpoint).schedule_source(args.results)
     episodes = [list(task.observations(policy, demo, args.calls)) for demo in range(args.episodes)]
     plain = draws(policy, episodes, args.draws)
     table = []
