@@ -76,7 +76,6 @@ def multi_task_dit(directory: Path, **settings: Any) -> Any:
 
     clip = str(write_clip(directory))
     config = MultiTaskDiTConfig(
-        **features(size=None),
         device="cpu",
         horizon=8,
         n_action_steps=6,
@@ -86,7 +85,7 @@ def multi_task_dit(directory: Path, **settings: Any) -> Any:
         timestep_embed_dim=16,
         vision_encoder_name=clip,
         text_encoder_name=clip,
-        **{"num_inference_steps": 10, "num_integration_steps": 10, **settings},
+        **{"num_inference_steps": 10, "num_integration_steps": 10, **features(size=None), **settings},
     )
     torch.manual_seed(0)
     return with_random_weights(MultiTaskDiTPolicy(config))

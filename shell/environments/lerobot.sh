@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks this project against lerobot itself: plans on its policies, its own commands, and data sets, which it reads.
+# Checks this project against lerobot itself: plans on its policies, its own commands, data sets, and the page of the docs.
 # Arguments go to pytest.
 # The environment takes 6 GB and Python 3.12 or later, $PYTHON_LEROBOT if that is not `python3`. With FFmpeg's libraries
 # installed, frames are decoded by torchcodec as well as by PyAV.
@@ -14,7 +14,7 @@ PYTHON="$VENV/bin/python"
 # lerobot chooses PyTorch's release, so that constraints.txt does not hold here; of what GR00T needs, dm-tree is enough
 "$PYTHON" -m pip install --quiet --disable-pip-version-check \
     "lerobot[multi-task-dit,smolvla,pi,xvla,evo1,vla-jepa,dataset,evaluation,pusht]==0.6.1" "dm-tree<1" \
-    -e ".[sim,train,lerobot]" pytest hypothesis
+    -e ".[sim,train,lerobot]" -e ./src/lerobot_policy_bacinfer pytest hypothesis
 
 [ $# -gt 0 ] || set -- -rs tests/lerobot_policies tests/datasets
 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 exec "$PYTHON" -m pytest "$@"

@@ -251,3 +251,16 @@ def test_a_policy_without_an_adapter_is_refused() -> None:
 def test_lerobot_is_imported_by_its_policies_alone() -> None:
     code = "import bacinfer, bacinfer.lerobot, sys; sys.exit('lerobot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_compiled_as_lerobot_compiles(made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs by a plan stays outside of the graphs; a plan that is removed is seen by them."""
+    policy = made("multi_task_dit")
+    plain = act(policy)
+    bacinfer.lerobot.apply(policy, periodic(policy, 2))
+    cached = act(policy)
+    monkeypatch.setattr(policy, "predict_action_chunk", torch.compile(policy.predict_action_chunk, backend="eager"))
+    for _ in range(3):
+        assert torch.equal(act(policy), cached)
+    bacinfer.lerobot.remove(policy)
+    assert torch.equal(act(policy), plain)

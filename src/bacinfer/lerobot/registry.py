@@ -24,6 +24,9 @@ _ADAPTERS = {  # the class of a policy to its module in `bacinfer.lerobot.adapte
 SUPPORTED_TYPES = tuple(name.split(".")[2] for name in _ADAPTERS)
 """The types of the supported policies, as LeRobot's configurations spell them."""
 
+SUFFIX = "_bac"
+"""What is added to the type of a policy whose checkpoint holds a plan (see the plugin lerobot_policy_bacinfer)."""
+
 
 def handle(policy: PreTrainedPolicy) -> PolicyHandle:
     """What a policy of LeRobot's is to bacinfer, for every function that takes a `bacinfer.PolicyHandle`.
