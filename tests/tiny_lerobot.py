@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 STATE, MOVES, WORDS = 4, 2, 5
 IMAGE = "observation.images.top"
+PUSHT_IMAGE = "observation.image"
 
 
 def features(size: int | None) -> dict[str, Any]:
@@ -358,3 +359,52 @@ def groot(directory: Path, **settings: Any) -> Any:
     torch.manual_seed(0)
     with mock.patch.object(modeling_groot.GR00TN17, "from_pretrained", tiny):
         return with_random_weights(modeling_groot.GrootPolicy(config))
+
+
+def write_pusht_checkpoint(directory: Path) -> Path:
+    """A policy for LeRobot's Push-T, with its processors, in ``directory/checkpoint``."""
+    from lerobot.policies.factory import make_pre_post_processors
+
+    policy = multi_task_dit(
+        directory,
+        input_features={
+            "observation.state": PolicyFeature(FeatureType.STATE, (2,)),
+            PUSHT_IMAGE: PolicyFeature(FeatureType.VISUAL, (3, 96, 96)),
+        },
+        image_resize_shape=(32, 32),
+        image_crop_shape=None,
+    )
+    policy.save_pretrained(directory / "checkpoint")
+    statistics = {
+        name: {
+            kind: torch.full(shape, value)
+            for kind, value in (("min", 0.0), ("max", 512.0), ("mean", 0.5), ("std", 1.0))
+        }
+        for name, shape in (("observation.state", (2,)), (PUSHT_IMAGE, (3, 1, 1)), ("action", (2,)))
+    }
+    for processor in make_pre_post_processors(policy.config, dataset_stats=statistics):
+        processor.save_pretrained(directory / "checkpoint")
+    return directory / "checkpoint"
+
+
+def write_pusht_dataset(root: Path) -> Path:
+    """Two episodes of nothing."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    features: dict[str, Any] = {
+        "observation.state": {"dtype": "float32", "shape": (2,), "names": None},
+        PUSHT_IMAGE: {"dtype": "image", "shape": (96, 96, 3), "names": ["height", "width", "channels"]},
+        "action": {"dtype": "float32", "shape": (2,), "names": None},
+    }
+    dataset = LeRobotDataset.create("bacinfer/pusht", fps=10, features=features, root=root, use_videos=False)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for _ in range(9):
+            state = 512 * torch.rand(2, generator=generator)
+            picture = torch.randint(256, (96, 96, 3), generator=generator, dtype=torch.uint8)
+            dataset.add_frame(
+                {"observation.state": state, "action": state, PUSHT_IMAGE: picture.numpy(), "task": "push the T"}
+            )
+        dataset.save_episode()
+    dataset.finalize()
+    return root

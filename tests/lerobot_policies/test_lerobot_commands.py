@@ -17,8 +17,6 @@ if importlib.util.find_spec("lerobot") is None:
     pytest.skip("needs lerobot, in an environment of its own", allow_module_level=True)
 
 from lerobot.configs.policies import PreTrainedConfig
-from lerobot.configs.types import FeatureType, PolicyFeature
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.utils.import_utils import register_third_party_plugins
 
@@ -28,61 +26,16 @@ from bacinfer import CacheSchedule, SamplingPlan
 from bacinfer.commands.cli import main
 
 K = 10
-IMAGE = "observation.image"  # of Push-T, in which the agent's state has two numbers
-
-
-def write_checkpoint(directory: Path) -> Path:
-    """A policy for LeRobot's Push-T, with its processors."""
-    policy = tiny.multi_task_dit(
-        directory,
-        input_features={
-            "observation.state": PolicyFeature(FeatureType.STATE, (2,)),
-            IMAGE: PolicyFeature(FeatureType.VISUAL, (3, 96, 96)),
-        },
-        image_resize_shape=(32, 32),
-        image_crop_shape=None,
-    )
-    policy.save_pretrained(directory / "checkpoint")
-    statistics = {
-        name: {
-            kind: torch.full(shape, value)
-            for kind, value in (("min", 0.0), ("max", 512.0), ("mean", 0.5), ("std", 1.0))
-        }
-        for name, shape in (("observation.state", (2,)), (IMAGE, (3, 1, 1)), ("action", (2,)))
-    }
-    for processor in make_pre_post_processors(policy.config, dataset_stats=statistics):
-        processor.save_pretrained(directory / "checkpoint")
-    return directory / "checkpoint"
-
-
-def write_dataset(root: Path) -> Path:
-    features: dict[str, Any] = {
-        "observation.state": {"dtype": "float32", "shape": (2,), "names": None},
-        IMAGE: {"dtype": "image", "shape": (96, 96, 3), "names": ["height", "width", "channels"]},
-        "action": {"dtype": "float32", "shape": (2,), "names": None},
-    }
-    dataset = LeRobotDataset.create("bacinfer/pusht", fps=10, features=features, root=root, use_videos=False)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(2):
-        for _ in range(9):
-            state = 512 * torch.rand(2, generator=generator)
-            picture = torch.randint(256, (96, 96, 3), generator=generator, dtype=torch.uint8)
-            dataset.add_frame(
-                {"observation.state": state, "action": state, IMAGE: picture.numpy(), "task": "push the T"}
-            )
-        dataset.save_episode()
-    dataset.finalize()
-    return root
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("lerobot"))
+    return tiny.write_pusht_checkpoint(tmp_path_factory.mktemp("lerobot"))
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data") / "pusht")
+    return tiny.write_pusht_dataset(tmp_path_factory.mktemp("data") / "pusht")
 
 
 @pytest.fixture
@@ -102,7 +55,7 @@ def load(checkpoint: Path) -> Any:
 def observation() -> dict[str, Any]:
     return {
         "observation.state": torch.tensor([[0.1, -0.3]]),
-        IMAGE: torch.linspace(0, 1, 3 * 96 * 96).view(1, 3, 96, 96),
+        tiny.PUSHT_IMAGE: torch.linspace(0, 1, 3 * 96 * 96).view(1, 3, 96, 96),
         "observation.language.tokens": torch.tensor([[3, 4, 5]]),
         "observation.language.attention_mask": torch.ones(1, 3, dtype=torch.bool),
     }
