@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from bacinfer.core.blocks import find_blocks
+from bacinfer.core.engines.denoising_steps import read_steps
 from bacinfer.core.engines.fused.buffers import Buffers, SamplingCall
 from bacinfer.core.engines.fused.constants import Constants
 from bacinfer.core.engines.fused.denoiser import read_denoiser
 from bacinfer.core.engines.fused.native import NativeProgram
 from bacinfer.core.engines.fused.program import Program
-from bacinfer.core.engines.fused.sampler import read_sampler
 from bacinfer.core.schedule import CacheSchedule
 from core.fused.fused_helpers import make_policy
 
@@ -25,7 +25,7 @@ def make_constants(policy: Any, update_every: int = 1) -> Constants:
     K = policy.num_inference_steps
     blocks = find_blocks(policy.model)
     schedule = CacheSchedule(K, {block.key: tuple(range(0, K, update_every)) for block in blocks})
-    sampler = read_sampler(policy.noise_scheduler, K)
+    sampler = read_steps(policy.noise_scheduler, K)
     return Constants(read_denoiser(policy.model, blocks), schedule, sampler, torch.float32)
 
 
