@@ -25,6 +25,8 @@ import bacinfer.lerobot
 import tiny_lerobot as tiny
 from bacinfer import CacheSchedule, SamplingPlan
 from bacinfer.core.engines.observing import observe_residuals
+from bacinfer.core.sampler import Sampler
+from bacinfer.core.warm_start import WarmStart
 from bacinfer.lerobot.registry import SUPPORTED_TYPES
 
 CASES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -220,6 +222,15 @@ def test_another_number_of_steps_is_an_error(made: Callable[[str], Any], monkeyp
         monkeypatch.setattr(policy.config, "num_steps", steps)
         with pytest.raises(RuntimeError, match=message):
             act(policy)
+
+
+def test_samplers_and_warm_starts_are_refused(made: Callable[[str], Any]) -> None:
+    policy = made("multi_task_dit")
+    with pytest.raises(ValueError, match="a handle names no scheduler"):
+        bacinfer.lerobot.apply(policy, SamplingPlan(sampler=Sampler("ddim", 5)))
+    warm = SamplingPlan(warm_start=WarmStart(Sampler("ddim", (50, 0)), num_executed=6))
+    with pytest.raises(ValueError, match="a warm start replaces the denoising loop"):
+        bacinfer.apply(bacinfer.lerobot.handle(policy), warm, stateful=True)
 
 
 def test_other_code_is_refused(made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,9 +50,8 @@ def unknown_function(policy: Any) -> str | None:
 def knows_loop(policy: Any) -> bool:
     """Whether a policy's `conditional_sample` is the loop that programs were written for."""
     function = getattr(type(policy), "conditional_sample", None)
-    return (function in _known or _digest(function) in _KNOWN_TEXTS) and "conditional_sample" not in replaced_methods(
-        policy
-    )
+    known = function in _known or text_digest(function) in _KNOWN_TEXTS
+    return known and "conditional_sample" not in replaced_methods(policy)
 
 
 def _replaced_functions(policy: Any) -> Iterator[tuple[type, str]]:
