@@ -7,26 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines.fused.buffers import Buffers, SamplingCall
-from bacinfer.core.engines.fused.constants import Constants
-from bacinfer.core.engines.fused.denoiser import read_denoiser
 from bacinfer.core.engines.fused.native import NativeProgram
 from bacinfer.core.engines.fused.program import Program
-from bacinfer.core.engines.fused.sampler import read_sampler
-from bacinfer.core.schedule import CacheSchedule
-from core.fused.fused_helpers import make_policy
+from core.fused.fused_helpers import make_constants, make_policy
 
 BATCH, OBSERVED = 3, 2  # observations in a condition
-
-
-@torch.no_grad()
-def make_constants(policy: Any, update_every: int = 1) -> Constants:
-    K = policy.num_inference_steps
-    blocks = find_blocks(policy.model)
-    schedule = CacheSchedule(K, {block.key: tuple(range(0, K, update_every)) for block in blocks})
-    sampler = read_sampler(policy.noise_scheduler, K)
-    return Constants(read_denoiser(policy.model, blocks), schedule, sampler, torch.float32)
 
 
 def make_call(policy: Any) -> SamplingCall:

@@ -8,6 +8,7 @@
 // them; only where there are fewer entries than threads do several threads share one, and meet at barriers.
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstddef>
@@ -19,15 +20,21 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#else
-constexpr int LANES = 8;
+// The processor's vectors are the compiler's; all that differs between processors is here. A product is computed in
+// tiles of up to TILE rows and VECTORS vectors of columns, whose sums have to stay in registers.
+#if defined(__AVX512F__)  // 32 registers
+constexpr int LANES = 16, VECTORS = 2, TILE = 6;
+#elif defined(__AVX__)  // 16 registers
+constexpr int LANES = 8, VECTORS = 2, TILE = 6;
+#elif defined(__aarch64__)  // 32 registers
+constexpr int LANES = 4, VECTORS = 2, TILE = 8;
+#else  // 16 registers, as SSE has
+constexpr int LANES = 4, VECTORS = 2, TILE = 6;
 #endif
-constexpr int PANEL = 2 * LANES;  // columns of a product that are computed at once
-constexpr int TILE = 6;           // rows of a product that are computed at once
+constexpr int PANEL = VECTORS * LANES;  // columns that are computed at once
 
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t IntVec __attribute__((vector_size(LANES * sizeof(int32_t))));
@@ -263,52 +270,63 @@ inline float exponentials(float* x, int64_t n, int64_t stride = 1) {
 
 enum Epilogue { STORE, ACTIVATE, ADD_TO_ROWS };
 
-// R rows of a product with one panel. The accumulators stay in registers.
+struct Tile {
+    const float* a;      // [R, in]
+    const float* panel;  // [1 + in, PANEL]
+    float* c;            // [R, out], of which `columns` are computed
+    const float* added;  // [R, out]: to add to c (ADD_TO_ROWS)
+    int64_t in, out, columns;
+    Epilogue epilogue;
+    int32_t activation;
+};
+
+// R rows of a product with one panel.
 template <int R>
-void tile(const float* a, int64_t in, const float* panel, float* c, int64_t out, int64_t columns, Epilogue epilogue,
-          int32_t activation, const float* rows) {
-    Vec low[R], high[R];
-    for (int r = 0; r < R; r++) low[r] = load(panel), high[r] = load(panel + LANES);
-    const float* weight = panel + PANEL;
-    for (int64_t k = 0; k < in; k++, weight += PANEL) {
-        const Vec w0 = load(weight), w1 = load(weight + LANES);
+void multiply(const Tile& tile) {
+    Vec sums[R][VECTORS];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = load(tile.panel + v * LANES);
+    const float* weight = tile.panel + PANEL;
+    for (int64_t k = 0; k < tile.in; k++, weight += PANEL) {
+        Vec weights[VECTORS];
+        for (int v = 0; v < VECTORS; v++) weights[v] = load(weight + v * LANES);
         for (int r = 0; r < R; r++) {
-            const Vec value = splat(a[r * in + k]);
-            low[r] += value * w0;
-            high[r] += value * w1;
+            const Vec value = splat(tile.a[r * tile.in + k]);
+            for (int v = 0; v < VECTORS; v++) sums[r][v] += value * weights[v];
         }
     }
     for (int r = 0; r < R; r++) {
-        if (epilogue == ACTIVATE) low[r] = activate(low[r], activation), high[r] = activate(high[r], activation);
+        float* c = tile.c + r * tile.out;
         float values[PANEL];
-        float* target = columns == PANEL ? c + r * out : values;
-        store(target, low[r]);
-        store(target + LANES, high[r]);
-        if (columns != PANEL) std::memcpy(c + r * out, values, columns * sizeof(float));
-        if (epilogue == ADD_TO_ROWS) add(c + r * out, rows + r * out, columns);
+        float* target = tile.columns == PANEL ? c : values;
+        for (int v = 0; v < VECTORS; v++)
+            store(target + v * LANES, tile.epilogue == ACTIVATE ? activate(sums[r][v], tile.activation) : sums[r][v]);
+        if (tile.columns != PANEL) std::memcpy(c, values, tile.columns * sizeof(float));
+        if (tile.epilogue == ADD_TO_ROWS) add(c, tile.added + r * tile.out, tile.columns);
     }
 }
 
+using Multiply = void (*)(const Tile&);
+
+template <int... R>
+constexpr std::array<Multiply, sizeof...(R)> multiplies(std::integer_sequence<int, R...>) {
+    return {multiply<R + 1>...};
+}
+
+constexpr auto MULTIPLY = multiplies(std::make_integer_sequence<int, TILE>());  // by the number of rows, less 1
+
 // c = a W + b for the panels first..last-1 of W, a [num_rows, in].
 void product(float* c, const float* a, int64_t num_rows, const Affine& affine, int64_t first, int64_t last,
-             Epilogue epilogue = STORE, int32_t activation = 0, const float* rows = nullptr) {
+             Epilogue epilogue = STORE, int32_t activation = 0, const float* added = nullptr) {
     const int64_t in = affine.in, out = affine.out, num_tiles = (num_rows + TILE - 1) / TILE;
     for (int64_t p = first; p < last; p++) {
         const float* panel = affine.panels + p * PANEL * (in + 1);
-        const int64_t columns = std::min<int64_t>(PANEL, out - p * PANEL);
+        const int64_t column = p * PANEL, columns = std::min<int64_t>(PANEL, out - column);
         for (int64_t t = 0; t < num_tiles; t++) {  // of nearly equal height
-            const int64_t start = t * num_rows / num_tiles, height = (t + 1) * num_rows / num_tiles - start;
-            const float* from = a + start * in;
-            float* to = c + start * out + p * PANEL;
-            const float* added = rows + start * out + p * PANEL;
-            switch (height) {
-                case 1: tile<1>(from, in, panel, to, out, columns, epilogue, activation, added); break;
-                case 2: tile<2>(from, in, panel, to, out, columns, epilogue, activation, added); break;
-                case 3: tile<3>(from, in, panel, to, out, columns, epilogue, activation, added); break;
-                case 4: tile<4>(from, in, panel, to, out, columns, epilogue, activation, added); break;
-                case 5: tile<5>(from, in, panel, to, out, columns, epilogue, activation, added); break;
-                default: tile<6>(from, in, panel, to, out, columns, epilogue, activation, added);
-            }
+            const int64_t start = t * num_rows / num_tiles, end = (t + 1) * num_rows / num_tiles;
+            const int64_t corner = start * out + column;
+            MULTIPLY[end - start - 1](
+                {a + start * in, panel, c + corner, added + corner, in, out, columns, epilogue, activation});
         }
     }
 }

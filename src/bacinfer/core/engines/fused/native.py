@@ -98,9 +98,13 @@ class NativeProgram:
     def sample(self, call: SamplingCall) -> Tensor:
         """See `Program.sample`."""
         self.program.load(call)
+        self.run()
+        return self.program.buffers.trajectory.clone()
+
+    def run(self) -> None:
+        """Denoises what was loaded, in place."""
         self.program.encode_condition()
         self._library.run(ctypes.byref(self._struct), torch.get_num_threads())
-        return self.program.buffers.trajectory.clone()
 
     # -- encoding ----------------------------------------------------------------------------------------------------
 
