@@ -36,11 +36,11 @@ std::vector<float> draw(int64_t n) {
 
 // Returns whether a product of this shape is what a loop makes of it, and nothing beside it is written.
 bool product_is_right(int64_t rows, int64_t in, int64_t out, Epilogue epilogue) {
-    const int64_t num_panels = (out + PANEL - 1) / PANEL;
-    const std::vector<float> a = draw(rows * in), panels = draw(num_panels * (1 + in) * PANEL), added = draw(rows * out);
+    const std::vector<float> a = draw(rows * in), added = draw(rows * out);
+    const std::vector<float> panels = draw(num_panels(out) * (1 + in) * PANEL);
     std::vector<float> c(rows * out + PANEL, 7.0f);
-    product(c.data(), a.data(), rows, {panels.data(), (int32_t)in, (int32_t)out}, 0, num_panels, epilogue, RELU,
-            added.data());
+    product({c.data(), out}, {a.data(), in}, rows, {panels.data(), (int32_t)in, (int32_t)out}, 0, num_panels(out),
+            epilogue, RELU, added.data());
     bool right = true;
     for (int64_t row = 0; row < rows; row++)
         for (int64_t column = 0; column < out; column++) {
