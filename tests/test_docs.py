@@ -35,6 +35,7 @@ SHORTER = {
     "bash shell/quickstart.sh": " --episodes 1 --latency_calls 2",
     "bacinfer eval": " -o {results} --n_test 1 --latency_calls 1 --skip_video",
     "bacinfer compare": " -o {results} --n_test 1 --latency_calls 1 --methods ddim:10,bac:5:1",
+    "bacinfer calibrate": " -o {tmp}/calibration --methods own:2,ddim:2 --rounds 2 --fresh 2",
     "bash shell/main/": " --output_dir {results} --n_test 1 --latency_calls 1",
     "bacinfer sweep": " results_dir={results} n_test=1 latency_calls=1 method=ddim:4",
     "python scripts/train_pusht.py task=pusht_image": " training.frames_dir={tmp}/frames",

@@ -197,7 +197,7 @@ def test_videos_of_a_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_scores_do_not_depend_on_what_ran_before(pusht_policy: Any, spec: str) -> None:
     """All methods see the same noise: a cache that computes everything changes no score."""
     method, task = parse_method(spec), PushTTask(max_steps=MAX_STEPS)
-    plain_method = Method(ddim_steps=method.ddim_steps)
+    plain_method = Method(sampler=method.sampler)
     observations = calibration_observations(pusht_policy, task)
     plan = make_plan(pusht_policy, task, method, ScheduleSource("", Path()))
     torch.manual_seed(12)
@@ -254,10 +254,11 @@ def test_episodes_come_before_the_timing(pusht_policy: Any, monkeypatch: pytest.
         (["--cache_mode=threshold", "--cache_threshold=0"], "0"),
         (["--seed=-3"], "negative"),
         (["--n_envs=0"], "--n_envs 0"),
+        (["--disturb"], "task pusht cannot be disturbed"),
         (["--cache_mode=edit"], "needs edit_steps"),
         (["--cache_mode=optimal"], "needs optimal_steps_dir"),
         (["--optimal_steps_dir=nowhere", "--num_caches=11"], "num_caches must be in 1..10"),
-        (["--baselines=ddim:11"], "11 DDIM steps, but the policy was trained with 10"),
+        (["--baselines=ddim:11"], "trained with 10 timesteps, which ddim:11 exceeds"),
         (["--baselines=ddim:4+bac:5:1"], "num_caches must be in 1..4"),
         (["--output_dir=/proc/nowhere"], "/proc/nowhere"),
     ],

@@ -15,7 +15,7 @@ from helpers import TinyPolicy, act
 
 def plan_for(policy: TinyPolicy) -> SamplingPlan:
     schedule = CacheSchedule.periodic([block.key for block in find_blocks(policy.model)], 10, 4)
-    return SamplingPlan(schedule, Fingerprint.of(policy))
+    return SamplingPlan(schedule, made_for=Fingerprint.of(policy))
 
 
 def test_a_plan_a_schedule_and_their_files_are_the_same(policy: TinyPolicy, tmp_path: Path) -> None:

@@ -6,20 +6,36 @@ from pathlib import Path
 import pytest
 import torch
 
-from bacinfer import CacheSchedule
+from bacinfer import CacheSchedule, Sampler, WarmStart
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from core.fused.fused_helpers import make_policy
 from helpers import TinyPolicy
 
 SCHEDULE = CacheSchedule(10, {"decoder.layers.0_sa_block": (0, 4)}, "by hand")
+WARM_CACHE = CacheSchedule(3, {"decoder.layers.0_sa_block": (0, 2)})
+EVERYTHING = {
+    "cache": SCHEDULE,
+    "sampler": Sampler("ddim", tuple(range(9, -1, -1)), 0.5),
+    "warm_start": WarmStart(Sampler("ddim", (4, 2, 0)), WARM_CACHE, 0.3, 8),
+}
 
 
 def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
     for made_for in (None, Fingerprint.of(TinyPolicy()), Fingerprint.of(make_policy())):
-        for cache in (None, SCHEDULE):
-            plan = SamplingPlan(cache, made_for)
+        for parts in ({}, {"cache": SCHEDULE}, {"sampler": Sampler("own", 5)}, {**EVERYTHING}):
+            plan = SamplingPlan(**parts, made_for=made_for)
             plan.save(tmp_path / "plan.json")
             assert SamplingPlan.load(tmp_path / "plan.json") == plan
+
+
+def test_plans_of_before_have_neither_sampler_nor_warm_start() -> None:
+    data = {"bacinfer_plan": 1, "made_for": None, "cache": SCHEDULE.to_data()}
+    assert SamplingPlan.from_json(json.dumps(data)) == SamplingPlan(SCHEDULE)
+
+
+def test_a_cache_is_for_the_steps_of_its_sampler() -> None:
+    with pytest.raises(ValueError, match="the cache is for 10 denoising steps, sampler own:5 takes others"):
+        SamplingPlan(SCHEDULE, Sampler("own", 5))
 
 
 def test_fingerprints_tell_policies_apart() -> None:
@@ -46,6 +62,22 @@ def test_fingerprints_tell_policies_apart() -> None:
         (json.dumps({"bacinfer_plan": 1, "cache": None}), "a part is missing or damaged: 'made_for'"),
         (json.dumps({"bacinfer_plan": 1, "cache": None, "made_for": {"hue": 1}}), "a part is missing or damaged"),
         (json.dumps({"bacinfer_plan": 1, "cache": {"version": 9}, "made_for": None}), "a schedule of version 1"),
+        (
+            json.dumps({"bacinfer_plan": 1, "cache": None, "made_for": None, "sampler": {"kind": "own"}}),
+            "not a sampler",
+        ),
+        (json.dumps({"bacinfer_plan": 1, "cache": None, "made_for": None, "warm_start": []}), "not a warm start"),
+        (
+            json.dumps(
+                {
+                    "bacinfer_plan": 1,
+                    "cache": None,
+                    "made_for": None,
+                    "sampler": {"kind": "own", "steps": 2.5, "eta": 0},
+                }
+            ),
+            "at least one step, got 2.5",
+        ),
         (json.dumps({"bacinfer_plan": 1, "cache": None, "made_for": None, "warp": 9}), "it asks for warp, which this"),
     ],
 )

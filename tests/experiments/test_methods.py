@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from bacinfer.core.sampler import Sampler
+from bacinfer.core.warm_start import WarmStart
 from bacinfer.experiments.method import PLAIN, Method, parse_method, parse_methods
+
+
+def warm(*timesteps: int, distance: float | None = None) -> WarmStart:
+    return WarmStart(Sampler("ddim", timesteps), max_disagreement=distance)
 
 
 @pytest.mark.parametrize(
     ("spec", "method", "label"),
     [
         ("plain", PLAIN, "plain"),
-        ("ddim:10", Method(ddim_steps=10), "DDIM 10"),
+        ("ddim:10", Method(sampler=Sampler("ddim", 10)), "DDIM 10"),
         ("uniform:10", Method("uniform", num_caches=10), "uniform 10"),
         ("threshold:5", Method("threshold", interval=5), "every 5"),
         ("edit:0-20-40", Method("edit", steps=(0, 20, 40)), "steps 0 20 40"),
@@ -21,10 +27,21 @@ from bacinfer.experiments.method import PLAIN, Method, parse_method, parse_metho
         ("bac:10:5:mse", Method("bac", num_caches=10, num_bu_blocks=5, metric="mse"), "BAC 10, BU 5 (mse)"),
         (
             "ddim:16+bac:8:5",
-            Method("bac", num_caches=8, num_bu_blocks=5, metric="cosine", ddim_steps=16),
+            Method("bac", num_caches=8, num_bu_blocks=5, metric="cosine", sampler=Sampler("ddim", 16)),
             "DDIM 16 + BAC 8, BU 5",
         ),
-        ("ddim:16+uniform:8", Method("uniform", num_caches=8, ddim_steps=16), "DDIM 16 + uniform 8"),
+        ("own:10", Method(sampler=Sampler("own", 10)), "own 10"),
+        ("ddim:5:0.5", Method(sampler=Sampler("ddim", 5, 0.5)), "DDIM 5, eta 0.5"),
+        ("ddim:40-20-0", Method(sampler=Sampler("ddim", (40, 20, 0))), "DDIM 40 20 0"),
+        ("own:10+lossless", Method("lossless", sampler=Sampler("own", 10)), "own 10 + lossless"),
+        ("warm:40:3", Method(warm_start=warm(40, 20, 0)), "warm 40 20 0"),
+        ("warm:40-10-0", Method(warm_start=warm(40, 10, 0)), "warm 40 10 0"),
+        (
+            "own:10+warm:40:3:0.2+uniform:2",
+            Method("uniform", num_caches=2, sampler=Sampler("own", 10), warm_start=warm(40, 20, 0, distance=0.2)),
+            "own 10 + warm 40 20 0 + uniform 2",
+        ),
+        ("ddim:16+uniform:8", Method("uniform", num_caches=8, sampler=Sampler("ddim", 16)), "DDIM 16 + uniform 8"),
     ],
 )
 def test_a_spelling_is_a_method(spec: str, method: Method, label: str) -> None:
@@ -37,6 +54,8 @@ def test_one_method_has_one_spelling() -> None:
     assert parse_method("bac:10:0").spec == "blockwise:10"
     assert parse_method("bac:10:5:cosine").spec == "bac:10:5"
     assert parse_method("ddim:8+plain").spec == "ddim:8"
+    assert parse_method("warm:40-20-0").spec == "warm:40:3"
+    assert parse_method("ddim:8:0").spec == "ddim:8"
     assert [method.spec for method in parse_methods("plain, bac:10:0,blockwise:10")] == ["plain", "blockwise:10"]
 
 
@@ -59,7 +78,7 @@ NO_METHODS = [
 
 @pytest.mark.parametrize("spec", ["", "bac:10:5 ", *NO_METHODS])
 def test_what_is_no_method(spec: str) -> None:
-    with pytest.raises(ValueError, match=r"no such method; there are\nplain .*\n"):
+    with pytest.raises(ValueError, match=r"(no such method|no sampler|no warm start); there are\nA method .*\n"):
         parse_method(spec)
 
 
@@ -68,7 +87,13 @@ def test_what_is_no_method(spec: str) -> None:
     [
         ("uniform:0", "num_caches must be at least 1, got 0"),
         ("threshold:0", "interval must be at least 1"),
-        ("ddim:0", "ddim_steps must be at least 1"),
+        ("ddim:0", "a sampler takes at least one step, got 0"),
+        ("own:10:0.5", "eta is DDIM's noise"),
+        ("ddim:10:1.5", "eta is DDIM's noise"),
+        ("ddim:0-20", "timesteps must be integers >= 0 in descending order"),
+        ("warm:2:9", "there are no 9 timesteps from 2 to 0"),
+        ("warm:40:3:0", "max_disagreement must be above 0"),
+        ("warm:40:3+bac:2:1", "goes with trajectories that start from noise"),
         ("unified:5:euclid", "unknown metric 'euclid'"),
     ],
 )

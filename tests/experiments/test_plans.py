@@ -1,27 +1,25 @@
-"""From a method to its plan, and DDIM in the place of the policy's sampler."""
+"""From a method to its plan."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.update_steps import optimal_update_steps
 from bacinfer.assets import RunAssets, read_block_errors, read_schedule, write_by_block, write_schedules
 from bacinfer.core.apply import summary
 from bacinfer.core.bubbling import bubbling_union, select_blocks
+from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.experiments.method import parse_method
-from bacinfer.experiments.plans import ScheduleSource, applied, ddim_sampler, make_plan
+from bacinfer.experiments.plans import ScheduleSource, applied, make_plan
 from bacinfer.tasks import PushTTask
-from helpers import act, observation
+from helpers import act
 from small_experiments import MAX_STEPS
 from tiny_policies import K, observations
 
@@ -35,7 +33,6 @@ def source(tmp_path: Path) -> ScheduleSource:
 
 def schedule(policy: Any, spec: str, source: ScheduleSource) -> CacheSchedule:
     plan = make_plan(policy, TASK, parse_method(spec), source)
-    assert plan is not None
     assert plan.cache is not None
     return plan.cache
 
@@ -43,46 +40,6 @@ def schedule(policy: Any, spec: str, source: ScheduleSource) -> CacheSchedule:
 def steps_of_all(found: CacheSchedule) -> tuple[int, ...]:
     (steps,) = set(found.update_steps.values())
     return steps
-
-
-# -- DDIM --------------------------------------------------------------------------------------------------------
-
-
-def test_ddim_is_that_of_diffusers(pusht_policy: Any) -> None:
-    """The same loop by hand, from the same noise."""
-    obs = observations(batch=2)
-    with ddim_sampler(pusht_policy, 4):
-        found = act(pusht_policy, obs)
-    scheduler = DDIMScheduler.from_config(pusht_policy.noise_scheduler.config)
-    scheduler.set_timesteps(4)
-    torch.manual_seed(1)
-    sample = torch.randn(2, pusht_policy.horizon, 2)
-    condition = pusht_policy.normalizer["obs"].normalize(obs["obs"])
-    with torch.no_grad():
-        for t in scheduler.timesteps:
-            sample = scheduler.step(pusht_policy.model(sample, t, condition), t, sample, eta=0).prev_sample
-        expected = pusht_policy.normalizer["action"].unnormalize(sample)
-    torch.testing.assert_close(found, expected)
-
-
-def test_ddim_is_undone_exactly(pusht_policy: Any) -> None:
-    obs = observations()
-    before, sampler, attributes = act(pusht_policy, obs), pusht_policy.noise_scheduler, dict(vars(pusht_policy))
-    with suppress(KeyboardInterrupt), ddim_sampler(pusht_policy, 3):
-        assert pusht_policy.num_inference_steps == 3
-        assert not torch.equal(act(pusht_policy, obs), before)
-        raise KeyboardInterrupt
-    assert pusht_policy.noise_scheduler is sampler
-    assert dict(vars(pusht_policy)) == attributes
-    assert torch.equal(act(pusht_policy, obs), before)
-
-
-def test_ddim_where_it_cannot_be(pusht_policy: Any, policy: Any) -> None:
-    with pytest.raises(ValueError, match="11 DDIM steps, but the policy was trained with 10"):
-        ddim_sampler(pusht_policy, 11).__enter__()
-    with pytest.raises(ValueError, match="noise_scheduler, found None"):
-        ddim_sampler(policy, 4).__enter__()
-    act(policy, observation())
 
 
 # -- schedules ---------------------------------------------------------------------------------------------------
@@ -105,12 +62,26 @@ def test_the_same_steps_for_all_blocks(
     assert not source.found_dir.exists()
 
 
-def test_plain_and_ddim_have_no_plan(pusht_policy: Any, source: ScheduleSource) -> None:
-    for spec in ("plain", "ddim:4"):
+def test_plain_and_ddim_need_no_engine(pusht_policy: Any, source: ScheduleSource) -> None:
+    for spec, num_steps in (("plain", K), ("ddim:4", 4), ("own:4", 4)):
         method = parse_method(spec)
-        assert make_plan(pusht_policy, TASK, method, source) is None
-        with applied(pusht_policy, method, None, "eager"):
+        plan = make_plan(pusht_policy, TASK, method, source)
+        with applied(pusht_policy, method, plan, "eager"):
             assert summary(pusht_policy).engine is None
+            assert pusht_policy.num_inference_steps == num_steps
+    with applied(pusht_policy, parse_method("warm:3:2"), SamplingPlan(), "eager"):
+        assert summary(pusht_policy).engine == "eager"
+
+
+def test_a_warm_start_comes_with_the_cache_of_its_steps(pusht_policy: Any, source: ScheduleSource) -> None:
+    method = parse_method("own:6+warm:4:4:0.5+uniform:2")
+    plan = make_plan(pusht_policy, TASK, method, source)
+    assert plan.cache is not None
+    assert plan.warm_start is not None
+    assert plan.warm_start.cache is not None
+    assert plan.warm_start.max_disagreement == 0.5
+    assert steps_of_all(plan.cache) == (0, 3)
+    assert steps_of_all(plan.warm_start.cache) == (0, 2)
 
 
 @pytest.mark.parametrize("spec", ["unified:4", "unified:4:l1", "ddim:6+unified:3"])
@@ -121,7 +92,7 @@ def test_unified_is_acs_on_the_mean_similarity(pusht_policy: Any, source: Schedu
     assert run is not None
     matrices = read_matrices(run, method.metric or "")
     mean = sum(matrices.values()) / len(matrices)
-    num_steps = method.ddim_steps or K
+    num_steps = K if method.sampler is None else method.sampler.num_steps
     assert mean.shape == (num_steps, num_steps)
     (expected,) = optimal_update_steps(mean, [method.num_caches or 0], maximise=method.metric == "cosine").values()
     assert found == tuple(sorted({*expected, num_steps - 1}))
@@ -147,14 +118,14 @@ def test_what_assets_lack_is_found_from_the_policy(pusht_policy: Any, source: Sc
     assert summary(pusht_policy).mode == "original"
 
 
-def test_a_plan_is_for_the_policy_and_sampler_that_it_was_made_for(pusht_policy: Any, source: ScheduleSource) -> None:
+def test_a_plan_is_for_the_policy_that_it_was_made_for(pusht_policy: Any, source: ScheduleSource) -> None:
     method = parse_method("ddim:5+uniform:2")
     plan = make_plan(pusht_policy, TASK, method, source)
-    assert plan is not None
     assert plan.made_for is not None
-    assert (plan.made_for.num_inference_steps, plan.made_for.scheduler["class"]) == (5, "DDIMScheduler")
+    assert (plan.made_for.num_inference_steps, plan.made_for.scheduler["class"]) == (K, "DDPMScheduler")
+    pusht_policy.num_inference_steps = 7
     with pytest.raises(ValueError, match="made for another policy"):
-        applied(pusht_policy, parse_method("uniform:2"), plan, "eager").__enter__()
+        applied(pusht_policy, method, plan, "eager").__enter__()
     assert summary(pusht_policy).mode == "original"
 
 

@@ -14,8 +14,10 @@ from bacinfer.analysis.update_steps import check_budgets, optimal_update_steps
 from bacinfer.core.apply import left_as_found
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.bubbling import bubbling_union, select_blocks
+from bacinfer.core.engines import sampled_by
 from bacinfer.core.handle import Policy, PolicyHandle
 from bacinfer.core.plan import Fingerprint, SamplingPlan
+from bacinfer.core.sampler import Sampler
 from bacinfer.core.schedule import CacheSchedule
 
 Schedules = dict[str, dict[int, CacheSchedule]]  # metric, then M
@@ -28,6 +30,7 @@ def find_plan(
     num_bu_blocks: int = 5,
     metric: str = "cosine",
     *,
+    sampler: Sampler | None = None,
     noise_seed: int = DEFAULT_SEED,
 ) -> SamplingPlan:
     """Finds the BAC plan of a policy: update steps for each block, after bubbling union, and the last step.
@@ -43,22 +46,25 @@ def find_plan(
         num_updates: M, the update steps of each block that are searched for, in 1..K.
         num_bu_blocks: How many blocks of largest error bubbling union extends; 0 for none.
         metric: How residuals are compared: ``cosine``, ``mse``, ``l1``, ``l2`` or ``wasserstein``.
+        sampler: The plan's denoising steps; None: the policy's own K.
         noise_seed: Of the sampling noise, of which each observation draws its own.
 
     Raises:
         TypeError: the policy lacks a part.
-        ValueError: a number is out of its range, the metric is unknown, there is no observation, a residual is not
-            finite, or the model has no layer of a registered class.
+        ValueError: the sampler cannot run the policy, a number is out of its range, the metric is unknown, there is no
+            observation, a residual is not finite, or the model has no layer of a registered class.
         RuntimeError: the policy does not take K denoising steps, or is in train mode with dropout.
     """
-    handle = PolicyHandle.of(policy)
-    (M,) = check_budgets([num_updates], handle.num_inference_steps, "num_updates")
-    num_blocks = len(find_blocks(handle.model))
-    if not 0 <= num_bu_blocks <= num_blocks:
-        raise ValueError(f"num_bu_blocks must be in 0..{num_blocks}, the number of blocks, got {num_bu_blocks}")
     find_metric(metric)
     statistics = BlockStatistics([metric])
     with left_as_found(policy):
+        made_for = Fingerprint.of(policy)
+    with left_as_found(policy), sampled_by(policy, sampler):
+        handle = PolicyHandle.of(policy)
+        (M,) = check_budgets([num_updates], handle.num_inference_steps, "num_updates")
+        num_blocks = len(find_blocks(handle.model))
+        if not 0 <= num_bu_blocks <= num_blocks:
+            raise ValueError(f"num_bu_blocks must be in 0..{num_blocks}, the number of blocks, got {num_bu_blocks}")
         seen = tqdm(observations, desc="recording the policy", unit="observation")
         for recording in record_all(policy, seen, noise_seed):
             statistics.add(recording.residuals)
@@ -67,7 +73,7 @@ def find_plan(
         schedule = find_schedules(statistics, [metric], [M])[metric][M]
         if num_bu_blocks:
             schedule = bubbling_union(schedule, select_blocks(statistics.block_errors(), num_bu_blocks))
-        return SamplingPlan(schedule.with_last_step(), Fingerprint.of(policy))
+    return SamplingPlan(schedule.with_last_step(), sampler=sampler, made_for=made_for)
 
 
 def find_schedules(statistics: BlockStatistics, metrics: Iterable[str], budgets: Sequence[int]) -> Schedules:

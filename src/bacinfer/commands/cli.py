@@ -28,6 +28,9 @@ SUBCOMMANDS = {
     "bu": Subcommand("bacinfer.analysis.bu_block_selection", "select the high-error blocks for bubbling union"),
     "info": Subcommand("bacinfer.commands.info", "print the update steps and counts of a schedule"),
     "run": Subcommand("bacinfer.analysis.run_policy", "run a policy once, with or without a cache"),
+    "calibrate": Subcommand(
+        "bacinfer.commands.calibrate", "find the fastest way to run a policy that loses nothing, by episodes"
+    ),
     "eval": Subcommand("bacinfer.commands.eval", "score, latency and FLOPs of the plain and the cached policy"),
     "compare": Subcommand(
         "bacinfer.commands.compare", "evaluate a set of methods, caches and DDIM, and draw the Pareto picture"

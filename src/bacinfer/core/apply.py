@@ -13,11 +13,14 @@ from torch import nn
 
 from bacinfer.core.blocks import Block, find_blocks, num_weights
 from bacinfer.core.engines import AUTO, Engine, choose_engine
-from bacinfer.core.engines.base import APPLIED
+from bacinfer.core.engines.base import APPLIED, Phase
+from bacinfer.core.engines.planned_scheduler import SwitchedSampler, sampled_by
+from bacinfer.core.engines.warm_loop import WarmLoop
 from bacinfer.core.handle import Policy, PolicyHandle
+from bacinfer.core.patching import remove_patches
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
-from bacinfer.core.summary import BlockCounts, CacheSummary
+from bacinfer.core.summary import BlockCounts, CacheSummary, other_weights
 
 _Policy = TypeVar("_Policy", bound=Policy | PolicyHandle)
 
@@ -27,18 +30,32 @@ class Applied:
     """What a policy carries while something is applied to it: the one object that all of it lives in."""
 
     mode: str
-    schedule: CacheSchedule
+    plan: SamplingPlan
+    phases: tuple[Phase, ...]
+    plain_num_steps: int  # K of the policy without the plan
     blocks: list[Block]
     engine: Engine
     warnings: tuple[str, ...]
+    sampler: SwitchedSampler | None = None
+    warm_loop: WarmLoop | None = None
 
     def install(self, owner: Any) -> None:
+        if self.sampler is not None:
+            self.sampler.install()
         self.engine.attach()
+        if self.warm_loop is not None:
+            self.warm_loop.install()
         setattr(owner, APPLIED, self)
         owner.reset_cache = self.engine.begin
 
     def uninstall(self, owner: Any) -> None:
+        if self.sampler is not None:
+            self.sampler.check()
+        if self.warm_loop is not None:
+            remove_patches([self.warm_loop])
         self.engine.detach()
+        if self.sampler is not None:
+            self.sampler.remove()
         delattr(owner, APPLIED)
         del owner.reset_cache
 
@@ -49,6 +66,7 @@ def apply(
     *,
     engine: str = AUTO,
     for_this_policy: bool = True,
+    stateful: bool = False,
 ) -> _Policy:
     """Makes `policy` sample by `plan` from the next call on, in place; returns it.
 
@@ -56,44 +74,78 @@ def apply(
 
     Args:
         policy: A policy, or its handle.
-        plan: The plan, a schedule of its cache alone, or the path of a file that holds one of them. A plan without a
-            cache runs every block at every step: exactly the policy's own actions, as fast as the engine can.
+        plan: The plan, a schedule of its cache alone, or the path of a file that holds one of them. A plan without any
+            part runs every block at every step: exactly the policy's own actions, as fast as the engine can.
         engine: What runs it: ``eager`` replaces the forwards of the layers of any policy; ``fused`` runs the whole
             denoising loop of Diffusion Policy's transformer policies as one program, ``cuda_graph`` as one CUDA graph;
             ``auto`` is the fastest of them that can.
         for_this_policy: Whether a plan that was made for another policy, other weights included, is refused.
+        stateful: Whether the plan may start a call from the last one's trajectory (`SamplingPlan.warm_start`). Then
+            this policy must serve one stream of calls, one robot or one batch of environments in a fixed order, and
+            ``policy.reset()`` be called when an episode starts.
 
     Raises:
         TypeError: the policy lacks a part, or `plan` is something else.
-        ValueError: the plan is for another policy, K or blocks; the engine is unknown or cannot run the policy; or the
-            file holds no plan.
+        ValueError: the plan is for another policy, K or blocks, or keeps state that was not asked for; the engine is
+            unknown or cannot run the policy; or the file holds no plan.
         FileNotFoundError: there is no such file.
     """
     plan = _read(plan)
-    if for_this_policy and plan.made_for is not None:
-        differences = plan.made_for.differences(Fingerprint.of(policy))
-        if differences:
-            raise ValueError(
-                f"the plan was made for another policy ({'; '.join(differences)}); find one for this policy, or pass "
-                f"for_this_policy=False if it is meant"
-            )
-    handle = PolicyHandle.of(policy)
-    schedule = plan.cache
-    if schedule is None:
-        keys = [block.key for block in find_blocks(handle.model)]
-        schedule = CacheSchedule.every_step(keys, handle.num_inference_steps)
-    apply_schedule(policy, schedule, mode="plan", engine=engine)
+    if plan.warm_start is not None and not stateful:
+        raise ValueError(
+            "the plan starts a call from the last one's actions, which is right only where this policy object serves "
+            "one stream of calls and policy.reset() is called at the start of every episode; if so, pass stateful=True"
+        )
+    apply_plan(policy, plan, mode="plan", engine=engine, for_this_policy=for_this_policy)
     return policy
 
 
-def apply_schedule(policy: Any, schedule: CacheSchedule, *, mode: str, engine: str) -> None:
-    """Runs a schedule, whatever policy it was made for; `mode` is what a summary calls it. Raises as `apply`."""
-    handle = PolicyHandle.of(policy)
-    blocks = find_blocks(handle.model)
-    messages = _check_fit(schedule, [block.key for block in blocks], handle.num_inference_steps)
-    switch(policy, Applied(mode, schedule, blocks, choose_engine(engine, policy, blocks, schedule), messages))
-    for message in messages:
-        warnings.warn(message, stacklevel=3)
+def apply_plan(policy: Any, plan: SamplingPlan, *, mode: str, engine: str, for_this_policy: bool = True) -> None:
+    """Runs a plan; `mode` is what a summary calls it. Where it does not fit, the policy keeps what it had.
+
+    Raises as `apply`.
+    """
+    before = applied_to(policy)
+    switch(policy, None)
+    try:
+        if for_this_policy and plan.made_for is not None:
+            _check_made_for(plan.made_for, policy)
+        applied = _make(policy, plan, mode, engine)
+    except BaseException:
+        switch(policy, before)
+        raise
+    switch(policy, applied)
+    for message in applied.warnings:
+        warnings.warn(message, stacklevel=4)
+
+
+def _check_made_for(made_for: Fingerprint, policy: Any) -> None:
+    differences = made_for.differences(Fingerprint.of(policy))
+    if differences:
+        raise ValueError(
+            f"the plan was made for another policy ({'; '.join(differences)}); find one for this policy, or pass "
+            f"for_this_policy=False if it is meant"
+        )
+
+
+def _make(policy: Any, plan: SamplingPlan, mode: str, engine: str) -> Applied:
+    """What runs a plan on a plain policy."""
+    plain_num_steps = PolicyHandle.of(policy).num_inference_steps
+    with sampled_by(policy, plan.sampler) as sampler:
+        handle = PolicyHandle.of(policy)
+        blocks = find_blocks(handle.model)
+        keys, K = [block.key for block in blocks], handle.num_inference_steps
+        cold = Phase(plan.cache or CacheSchedule.every_step(keys, K))
+        messages = list(_check_fit(cold.schedule, keys, K))
+        phases: tuple[Phase, ...] = (cold,)
+        if (warm_start := plan.warm_start) is not None:
+            num_steps = warm_start.sampler.num_steps
+            warm = Phase(warm_start.cache or CacheSchedule.every_step(keys, num_steps), warm_start.sampler)
+            messages += [f"warm start: {text}" for text in _check_fit(warm.schedule, keys, num_steps)]
+            phases = (cold, warm)
+        chosen = choose_engine(engine, policy, blocks, phases)
+        warm_loop = None if warm_start is None else WarmLoop(policy, warm_start, chosen)
+    return Applied(mode, plan, phases, plain_num_steps, blocks, chosen, tuple(messages), sampler, warm_loop)
 
 
 def remove(policy: _Policy) -> _Policy:
@@ -141,8 +193,10 @@ def summary(policy: Policy | PolicyHandle) -> CacheSummary:
     handle, applied = PolicyHandle.of(policy), applied_to(policy)
     if applied is None:
         blocks, K, schedule = find_blocks(handle.model), handle.num_inference_steps, None
+        plain_K = K
     else:
-        blocks, K, schedule = applied.blocks, applied.schedule.num_inference_steps, applied.schedule
+        blocks, schedule = applied.blocks, applied.phases[-1].schedule
+        K, plain_K = schedule.num_inference_steps, applied.plain_num_steps
     status = applied.engine.status if applied else None
     updates = {block.key: schedule.num_updates(block.key) if schedule else K for block in blocks}
     return CacheSummary(
@@ -153,9 +207,13 @@ def summary(policy: Policy | PolicyHandle) -> CacheSummary:
         constant_bytes=status.constant_bytes if status else 0,
         num_inference_steps=K,
         blocks={key: BlockCounts(n, K - n) for key, n in updates.items()},
-        flops_fraction=_flops_fraction(handle.model, blocks, updates, K),
+        flops_fraction=_flops_fraction(handle.model, blocks, updates, K) * K / plain_K,
+        model_weights=num_weights(handle.model),
+        other_weights=other_weights(handle.owner, handle.model),
         warnings=applied.warnings if applied else (),
         schedule=schedule,
+        sampler=applied.plan.sampler if applied else None,
+        warm_start=applied.plan.warm_start if applied else None,
     )
 
 
@@ -211,6 +269,6 @@ def _check_fit(schedule: CacheSchedule, keys: Sequence[str], num_inference_steps
 
 
 def _flops_fraction(model: nn.Module, blocks: Sequence[Block], updates: Mapping[str, int], K: int) -> float:
-    """Multiplications with weights that are left, as a share of the plain model's."""
+    """Multiplications with weights that are left of K steps, as a share of the model's without a cache."""
     saved = sum((K - updates[block.key]) * block.num_weights for block in blocks)
     return 1 - saved / (K * num_weights(model))

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bacinfer.core.apply import apply_schedule, remove, summary
+from bacinfer.core.apply import apply_plan, left_as_found, remove, summary
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.cache_request import DEFAULT_METRIC, DEFAULT_THRESHOLD, Default, resolve_request
 from bacinfer.core.engines import AUTO, ENGINES, LOSSLESS_ENGINES
 from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.optimal_steps import read_optimal_schedule
+from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.core.summary import CacheSummary
 
@@ -76,7 +77,7 @@ class FastDiffusionPolicy:
                 not fit the policy's K or blocks.
             FileNotFoundError: if there are no update steps as requested; says what is there.
         """
-        handle = PolicyHandle.of(policy)
+        PolicyHandle.of(policy)
         if engine not in ENGINES:
             raise ValueError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
         arguments = {
@@ -93,7 +94,9 @@ class FastDiffusionPolicy:
         mode = request.mode
         if mode == "original" and engine not in LOSSLESS_ENGINES:
             return remove(policy)
-        blocks, K = find_blocks(handle.model), handle.num_inference_steps
+        with left_as_found(policy):
+            handle = PolicyHandle.of(policy)
+            blocks, K = find_blocks(handle.model), handle.num_inference_steps
         keys = [block.key for block in blocks]
         if mode == "original":
             schedule = CacheSchedule.every_step(keys, K)
@@ -104,7 +107,7 @@ class FastDiffusionPolicy:
         elif schedule is None:
             schedule = read_optimal_schedule(blocks, K, optimal_steps_dir or "", num_caches, metric, num_bu_blocks)
             schedule = schedule.with_last_step() if refresh_last_step else schedule
-        apply_schedule(policy, schedule, mode=mode, engine=engine)
+        apply_plan(policy, SamplingPlan(schedule), mode=mode, engine=engine)
         return policy
 
     @staticmethod

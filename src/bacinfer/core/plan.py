@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from bacinfer.core.handle import PolicyHandle
+from bacinfer.core.sampler import Sampler
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.warm_start import WarmStart
 from bacinfer.files import write_text
 
 JSON_VERSION = 1
@@ -64,11 +66,25 @@ class SamplingPlan:
 
     Attributes:
         cache: Which residual blocks are computed at which steps; None: all, at every step.
+        sampler: The denoising steps; None: the policy's own K.
+        warm_start: How a call that follows another one is sampled; None: like every other. A plan with a warm start
+            keeps state between calls.
         made_for: The policy that the plan was made for; None: any that it fits.
+
+    Raises:
+        ValueError: the cache is for another number of steps than the sampler's.
     """
 
     cache: CacheSchedule | None = None
+    sampler: Sampler | None = None
+    warm_start: WarmStart | None = None
     made_for: Fingerprint | None = None
+
+    def __post_init__(self) -> None:
+        if self.cache is not None and self.sampler is not None:
+            K = self.cache.num_inference_steps
+            if self.sampler.num_steps != K:
+                raise ValueError(f"the cache is for {K} denoising steps, sampler {self.sampler.spec} takes others")
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON; the file appears whole or not at all."""
@@ -91,6 +107,8 @@ class SamplingPlan:
         data = {
             "bacinfer_plan": JSON_VERSION,
             "made_for": None if self.made_for is None else asdict(self.made_for),
+            "sampler": None if self.sampler is None else self.sampler.to_data(),
+            "warm_start": None if self.warm_start is None else self.warm_start.to_data(),
             "cache": None if self.cache is None else self.cache.to_data(),
         }
         return json.dumps(data, indent=1)
@@ -108,14 +126,17 @@ class SamplingPlan:
         if not isinstance(data, dict) or data.get("bacinfer_plan") != JSON_VERSION:
             found = data.get("bacinfer_plan") if isinstance(data, dict) else type(data).__name__
             raise ValueError(f"expected a plan of version {JSON_VERSION}, found {found!r}")
-        unknown = sorted(data.keys() - {"bacinfer_plan", "made_for", "cache"})
+        unknown = sorted(data.keys() - {"bacinfer_plan", "made_for", "sampler", "warm_start", "cache"})
         if unknown:
             raise ValueError(f"it asks for {', '.join(unknown)}, which this version of bacinfer does not have")
         try:
             cache, made_for = data["cache"], data["made_for"]
+            sampler, warm_start = data.get("sampler"), data.get("warm_start")  # plans of before have neither
             return cls(
-                None if cache is None else CacheSchedule.from_data(cache),
-                None if made_for is None else Fingerprint(**made_for),
+                cache=None if cache is None else CacheSchedule.from_data(cache),
+                sampler=None if sampler is None else Sampler.from_data(sampler),
+                warm_start=None if warm_start is None else WarmStart.from_data(warm_start),
+                made_for=None if made_for is None else Fingerprint(**made_for),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"a part is missing or damaged: {error}") from error

@@ -24,6 +24,7 @@ from bacinfer.tasks import Rollout, Task
 
 CALIBRATION_DEMO = 11
 NUM_CALIBRATION_OBSERVATIONS = 16
+AS_IT_IS = SamplingPlan()
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Result:
     Attributes:
         plain_latency: of the plain policy, timed just before in the same process.
         actions: [N, horizon, action_dim] (normalised) on N observations.
-        num_inference_steps: K.
-        plan: what was run; None where the policy ran as it is, and has no `summary` then.
+        num_inference_steps: denoising steps of a call; with a warm start, of one that follows another.
+        plan: what was run; its cache and a `summary` are missing where the policy's own code ran.
     """
 
     cost: Cost
@@ -52,7 +53,7 @@ class Result:
     actions: Tensor
     rollout: Rollout
     num_inference_steps: int
-    plan: SamplingPlan | None = None
+    plan: SamplingPlan = AS_IT_IS
     summary: CacheSummary | None = None
 
     @property
@@ -95,12 +96,13 @@ def evaluate(
     episode_seeds: Sequence[int],
     observations: Sequence[dict[str, Tensor]],
     method: Method = PLAIN,
-    plan: SamplingPlan | None = None,
+    plan: SamplingPlan = AS_IT_IS,
     *,
     engine: str = AUTO,
     latency_calls: int = 20,
     noise_seed: int = 0,
     n_envs: int | None = None,
+    disturb: bool = False,
     video_dir: Path | None = None,
 ) -> Result:
     """Evaluates `method` on a plain policy, which it leaves plain.
@@ -116,9 +118,12 @@ def evaluate(
         engine: What runs the plan.
         latency_calls: How many calls are timed.
         n_envs: How many environments run at once; None for the task's own number.
+        disturb: Whether each episode is disturbed once, in a task that `check_disturbable` admits.
         video_dir: Where the first seed's episode is filmed to; None films nothing.
     """
     options: dict[str, Any] = {} if n_envs is None else {"n_envs": n_envs}
+    if disturb:
+        options["disturb"] = True
     video_seeds = () if video_dir is None else episode_seeds[:1]
     with applied(policy, method, plan, engine):
         rollout = task.rollout(
@@ -127,10 +132,12 @@ def evaluate(
     plain_latency = None if method == PLAIN else measure_latency(policy, observations[0], latency_calls)
     # applied anew: what an engine keeps for the batches of the episodes is no memory of a call at batch 1
     with applied(policy, method, plan, engine):
-        num_inference_steps = policy.num_inference_steps
         cost = measure_cost(policy, observations[0], latency_calls)
+        if method.warm_start is not None:
+            policy.reset()  # the observations are an episode
         actions = normalised_actions(policy, observations)
-        how = None if plan is None else summary(policy)  # now, as the first call may have decided on the engine
+        found = summary(policy)  # now, as the first call may have decided on the engine
+        num_inference_steps, how = found.num_inference_steps, None if method.as_it_is else found
     return Result(cost, plain_latency or cost.latency, actions, rollout, num_inference_steps, plan, how)
 
 

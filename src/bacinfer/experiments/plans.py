@@ -6,12 +6,11 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from filelock import FileLock
 
 from bacinfer.analysis.block_selection import write_selections
@@ -23,6 +22,7 @@ from bacinfer.analysis.update_steps import optimal_update_steps
 from bacinfer.assets import RunAssets, read_schedule
 from bacinfer.core.apply import apply, left_as_found
 from bacinfer.core.blocks import find_blocks
+from bacinfer.core.engines import sampled_by
 from bacinfer.core.optimal_steps import read_optimal_schedule, stored_selection
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.core.schedule import CacheSchedule, even_interval
@@ -39,7 +39,8 @@ class ScheduleSource:
 
     Attributes:
         checkpoint_sha256: which policy they are of.
-        found_dir: where the policy is analysed, into ``original`` with its own sampler and ``ddim_<N>`` with DDIM's.
+        found_dir: where the policy is analysed, into ``original`` with its own K steps and ``ddim_<N>``, for instance,
+            with a sampler's.
         given: assets to use instead where they have what a method needs, ``assets/<task>/original``.
         steps_dir: update steps to use, whatever else there is: what they lack is an error, nothing is analysed.
     """
@@ -55,9 +56,11 @@ class ScheduleSource:
             return None
         if self.steps_dir is not None:
             return RunAssets.of_steps_dir(self.steps_dir)
-        if self.given is not None and method.ddim_steps is None and stored(self.given, method):
+        if self.given is not None and method.sampler is None and stored(self.given, method):
             return self.given
-        return RunAssets(self.found_dir / ("original" if method.ddim_steps is None else f"ddim_{method.ddim_steps}"))
+        return RunAssets(
+            self.found_dir / ("original" if method.sampler is None else method.sampler.spec.replace(":", "_"))
+        )
 
     def digest(self, method: Method) -> str:
         """What determines a method's schedule, apart from the method and the checkpoint."""
@@ -72,63 +75,38 @@ class ScheduleSource:
         return run.directory.parent == self.found_dir
 
 
-def make_plan(policy: Any, task: Task, method: Method, source: ScheduleSource) -> SamplingPlan | None:
-    """The plan of a method for a plain policy, which is analysed first if need be; None where it runs as it is.
+def make_plan(policy: Any, task: Task, method: Method, source: ScheduleSource) -> SamplingPlan:
+    """The plan of a method for a plain policy, which is analysed first if need be.
 
     Raises:
-        ValueError: numbers that do not fit the policy's K or its blocks.
+        ValueError: numbers that do not fit the policy's K or its blocks, or the sampler cannot run it.
         FileNotFoundError: `source.steps_dir` lacks the schedule.
     """
-    with ddim_sampler(policy, method.ddim_steps):
-        if method.cache == "plain":
-            return None
-        return SamplingPlan(_make_schedule(policy, task, method, source), Fingerprint.of(policy))
+    made_for = Fingerprint.of(policy)
+    warm_start = method.warm_start
+    with sampled_by(policy, method.sampler):
+        cache = None if method.cache == "plain" else _make_schedule(policy, task, method, source)
+        if cache is not None and warm_start is not None:
+            warm_start = replace(warm_start, cache=spaced_schedule(policy, method, warm_start.sampler.num_steps))
+    return SamplingPlan(cache, method.sampler, warm_start, made_for)
 
 
 @contextmanager
-def applied(policy: Any, method: Method, plan: SamplingPlan | None, engine: str) -> Iterator[None]:
+def applied(policy: Any, method: Method, plan: SamplingPlan, engine: str) -> Iterator[None]:
     """Inside, a policy samples by the plan that `make_plan` made of a method, and by no other."""
-    with ddim_sampler(policy, method.ddim_steps), left_as_found(policy):
-        if plan is not None:
-            apply(policy, plan, engine=engine)
+    with left_as_found(policy), sampled_by(policy, method.sampler if method.as_it_is else None):
+        if not method.as_it_is:
+            apply(policy, plan, engine=engine, stateful=True)
         yield
-
-
-@contextmanager
-def ddim_sampler(policy: Any, num_steps: int | None) -> Iterator[None]:
-    """Inside, the policy takes `num_steps` deterministic DDIM steps (eta = 0); its own sampler if that is None.
-
-    Raises:
-        ValueError: the policy has no diffusers scheduler, or was trained with fewer steps.
-    """
-    if num_steps is None:
-        yield
-        return
-    before: Any = getattr(policy, "noise_scheduler", None)
-    if not hasattr(before, "config"):
-        raise ValueError(f"DDIM needs a policy with a diffusers scheduler as .noise_scheduler, found {before!r}")
-    if num_steps > before.config.num_train_timesteps:
-        raise ValueError(f"{num_steps} DDIM steps, but the policy was trained with {before.config.num_train_timesteps}")
-    num_steps_before = policy.num_inference_steps
-    policy.noise_scheduler, policy.num_inference_steps = DDIMScheduler.from_config(before.config), num_steps
-    try:
-        yield
-    finally:
-        policy.noise_scheduler, policy.num_inference_steps = before, num_steps_before
 
 
 def _make_schedule(policy: Any, task: Task, method: Method, source: ScheduleSource) -> CacheSchedule:
     blocks, K = find_blocks(policy.model), policy.num_inference_steps
-    keys = [block.key for block in blocks]
-    M = method.num_caches or 1
+    keys, M = [block.key for block in blocks], method.num_caches or 1
     if M > K:
         raise ValueError(f"{method.spec}: num_caches must be in 1..{K} (K, the number of denoising steps), got {M}")
-    if method.cache == "lossless":
-        return CacheSchedule.every_step(keys, K)
-    if method.cache == "uniform":
-        return CacheSchedule.periodic(keys, K, even_interval(K, M))
-    if method.cache == "threshold":
-        return CacheSchedule.periodic(keys, K, method.interval or 0)
+    if method.cache in ("lossless", "uniform", "threshold"):
+        return spaced_schedule(policy, method, K)
     if method.cache == "edit":
         return CacheSchedule.unified(keys, K, method.steps or ())
 
@@ -146,6 +124,15 @@ def _make_schedule(policy: Any, task: Task, method: Method, source: ScheduleSour
         steps_dir = source.steps_dir or run.steps_dir(metric)
         schedule = read_optimal_schedule(blocks, K, steps_dir, M, metric, method.num_bu_blocks or 0)
     return schedule.with_last_step()
+
+
+def spaced_schedule(policy: Any, method: Method, num_steps: int) -> CacheSchedule:
+    """The schedule of a lossless, uniform or threshold method."""
+    keys = [block.key for block in find_blocks(policy.model)]
+    if method.cache == "lossless":
+        return CacheSchedule.every_step(keys, num_steps)
+    interval = method.interval or even_interval(num_steps, min(method.num_caches or 1, num_steps))
+    return CacheSchedule.periodic(keys, num_steps, interval)
 
 
 def _analyse(policy: Any, task: Task, run: RunAssets, method: Method, checkpoint_sha256: str) -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from bacinfer.experiments.evaluation import Cost, Result
-from bacinfer.experiments.method import Method
+from bacinfer.experiments.method import PLAIN, Method
 from bacinfer.experiments.store import Row
 from bacinfer.files import atomic_write, read_arrays, read_json, write_arrays, write_json
 from bacinfer.measurement.latency import Latency, actions_per_second
@@ -56,7 +56,7 @@ def write_results(
         cfg: Its checkpoint's configuration.
     """
     rollout = result.rollout
-    if result.plan is not None:
+    if method != PLAIN:
         result.plan.save(directory / PLAN_FILE)
     scores = {"scores": rollout.scores, "num_steps": dict(rollout.num_steps), "failures": failures(rollout)}
     write_json(directory / SCORES_FILE, scores)
@@ -98,7 +98,10 @@ def write_results(
     )
 
 
-_SETTINGS = ("checkpoint", "assets", "engine", "device", "first_episode_seed", "n_test", "noise_seed", "n_envs")
+_SETTINGS = (
+    *("checkpoint", "assets", "engine", "device"),
+    *("first_episode_seed", "n_test", "noise_seed", "n_envs", "disturb"),
+)
 
 
 def copy_results(run_dir: Path, directory: Path) -> None:
@@ -131,7 +134,8 @@ def read_plain_result(directory: Path, device: str | torch.device = "cpu") -> Pl
     try:
         benchmark = read_json(directory / BENCHMARK_FILE)
         measured = benchmark["fast"]
-        latency = Latency(*(measured[f"latency_{name}"] for name in ("p50", "p95", "p99", "calls")))
+        names = ("p50", "p95", "p99", "calls", "encoder", "denoising")
+        latency = Latency(*(measured[f"latency_{name}"] for name in names))
         cost = Cost(latency, measured["frequency"], measured["flops"], measured["peak_memory"])
         log = read_json(directory / LOG_FILE)
         rollout = Rollout(
@@ -175,6 +179,8 @@ def make_row(result: Result, plain: PlainResult, *, device: str, **configuration
         latency_p95=cost.latency.p95,
         latency_p99=cost.latency.p99,
         latency_calls=cost.latency.num_calls,
+        encoder_p50=cost.latency.encoder,
+        denoising_p50=cost.latency.denoising,
         plain_latency_p50=result.plain_latency.p50,
         actions_per_second=cost.frequency,
         speedup=result.speedup,
@@ -221,6 +227,8 @@ def _times(latency: Latency) -> dict[str, Any]:
         "latency_p95": latency.p95,
         "latency_p99": latency.p99,
         "latency_calls": latency.num_calls,
+        "latency_encoder": latency.encoder,
+        "latency_denoising": latency.denoising,
     }
 
 

@@ -54,6 +54,7 @@ class Row:
         method: the method as it is spelled in commands, `bac:10:5`; `label` the same for people.
         checkpoint_type: ``max`` or ``avg``; like `training_seed` None where the checkpoint was given by its path.
         first_episode_seed, n_test: the episodes' seeds count up from the first; `noise_seed` is the sampling noise's.
+        disturb: whether each episode was disturbed once.
         num_inference_steps: K, the denoising steps that were run.
         num_caches, num_bu_blocks, metric: of the method, where it has them.
         mean_updates: how often a block is computed, averaged over the blocks.
@@ -62,6 +63,8 @@ class Row:
         action_error: RMS difference to the plain policy's actions, normalised units, with equal noise.
         noise_error: the same between two draws of the plain policy's noise, to see an action error against.
         latency_p50, latency_p95, latency_p99: of one call at batch 1.
+        encoder_p50, denoising_p50: how its calls divide into the denoising loop and all before and after it, medians;
+            None where the policy's loop is no method of its own.
         plain_latency_p50: of the plain policy, timed just before in the same process; `speedup` is their ratio.
         flops: floating-point operations of one call, `flops_fraction` the share of the plain policy's.
         peak_memory: bytes; on CUDA of tensors, on a CPU of the whole process, during one call.
@@ -89,6 +92,7 @@ class Row:
     n_test: int
     noise_seed: int
     n_envs: int | None
+    disturb: bool
     score: float | None
     score_standard_error: float | None
     score_low: float | None
@@ -106,6 +110,8 @@ class Row:
     latency_p95: float
     latency_p99: float
     latency_calls: int
+    encoder_p50: float | None
+    denoising_p50: float | None
     plain_latency_p50: float
     actions_per_second: float
     speedup: float

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from bacinfer.experiments.store import Row
 from bacinfer.files import atomic_write
+from bacinfer.measurement.latency import divided
 from bacinfer.measurement.statistics import CONFIDENCE
+from bacinfer.tasks.table import TASKS
 
 Lines = list[list[str]]
 
@@ -35,7 +37,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, markdo
 
 METHOD_HEADER = [
     *("method", "score ± s.e.", "difference to plain", "action error", "GFLOPs"),
-    *("p50 / p95 / p99, ms", "actions/s", "speedup", "peak MB", "policy + rest, s"),
+    *("p50 / p95 / p99, ms", "actions/s", "speedup", "encoder + denoising, ms", "peak MB", "policy + rest, s"),
 ]
 
 
@@ -55,9 +57,15 @@ def method_cells(row: Row) -> list[str]:
         " / ".join(f"{1e3 * seconds:.1f}" for seconds in (row.latency_p50, row.latency_p95, row.latency_p99)),
         f"{row.actions_per_second:.1f}",
         f"{row.speedup:.2f}x",
+        divided(row.encoder_p50, row.denoising_p50),
         "-" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
         f"{row.policy_seconds:.1f} + {row.env_seconds:.1f}",
     ]
+
+
+def episodes_text(row: Row) -> str:
+    """Which episodes a row is about."""
+    return f"{row.n_test} {'disturbed episodes' if row.disturb else 'episodes'} from seed {row.first_episode_seed}"
 
 
 def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
@@ -66,20 +74,24 @@ def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
     lines = [
         format_table(METHOD_HEADER, [method_cells(row) for row in rows], markdown=markdown),
         "",
-        f"{first.n_test} episodes from seed {first.first_episode_seed}. Score: mean of the episodes' highest rewards; "
+        f"{episodes_text(first)}. Score: mean of the episodes' highest rewards; "
         f"score difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval (where all pairs are "
         "equal, what so many leave open: the rule of three); policy + rest: time of all episodes.",
         f"Action error: RMS, normalised units, same noise; between two draws of the plain policy's noise it is "
         f"{first.noise_error:.3f}.",
         f"Latency: {first.latency_calls} calls at batch 1, {first.threads} threads, {first.hardware}; speedup: against "
-        "the plain policy, timed just before.",
+        "the plain policy, timed just before; encoder: what calls take before and after the denoising loop, medians.",
         *notes(rows),
     ]
     return "\n".join(lines)
 
 
 def notes(rows: Iterable[Row]) -> Iterable[str]:
-    """What the table has no column for: results of a task's parts, and crashed episodes."""
+    """What the table has no column for: results of a task's parts, crashed episodes, and tasks that judge nothing."""
+    rows = list(rows)
+    for name in dict.fromkeys(row.task for row in rows if row.task in TASKS):
+        if TASKS[name].smoke_test:
+            yield f"{name} is a smoke test ({TASKS[name].smoke_test}): it tells no method from another."
     for row in rows:
         if row.sub_scores:
             parts = []

@@ -14,19 +14,23 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bacinfer.tasks.simulated import SimulatedTask
+from bacinfer.tasks.episodes import Observation
+from bacinfer.tasks.simulated import SimulatedTask, StateVectors
 from bacinfer.tasks.video import Frame
 
 MAX_STEPS = 200
 """A scripted expert takes about 50 (pick-place) or 90 (drawer-open)."""
 
 DESCRIPTIONS = {"drawer-open-v3": "Open the drawer.", "pick-place-v3": "Pick up the puck and hold it at the goal."}
+
+PUSHES = (0.03, 0.08)
+"""Metres by which a disturbance moves the hand, in any horizontal direction."""
 
 CAMERA = "corner"
 VIDEO_SIZE = 384
@@ -42,7 +46,8 @@ class MetaWorldTask(SimulatedTask):
     """A task of Meta-World with one object, by its name there (``drawer-open-v3``)."""
 
     fps = 80
-    robot_state = slice(0, 4)
+    state_vectors: ClassVar[StateVectors] = {"state": ("obs", slice(4)), "environment_state": ("obs", slice(4, None))}
+    disturbed_before = range(10, 40)
 
     def __init__(self, name: str, env_name: str, n_obs_steps: int = 2, max_steps: int = MAX_STEPS) -> None:
         super().__init__(n_obs_steps, max_steps)
@@ -72,13 +77,18 @@ class MetaWorldSimulator:
         self._renderer: Any = None
 
     @property
-    def observation(self) -> NDArray[np.float64]:
+    def observation(self) -> Observation:
         state, hand = self._state, self._state[_HAND]
-        return np.concatenate([hand, state[_GRIPPER], state[_OBJECT] - hand, state[_GOAL] - hand])
+        return {"obs": np.concatenate([hand, state[_GRIPPER], state[_OBJECT] - hand, state[_GOAL] - hand])}
 
     def step(self, action: NDArray[np.floating]) -> tuple[float, bool]:
         self._state, _, _, _, info = self._env.step(np.clip(action, -1, 1).astype(np.float32))
         return float(info["success"]), bool(info["success"])
+
+    def disturb(self, random: np.random.Generator) -> None:
+        """Pushes the hand, by `PUSHES` metres in any horizontal direction: it is there after the next steps."""
+        direction, distance = random.uniform((-np.pi, PUSHES[0]), (np.pi, PUSHES[1]))
+        self._env.data.mocap_pos[0, :2] += distance * np.array([np.cos(direction), np.sin(direction)])
 
     def render(self) -> Frame:
         """A picture from the corner of the table, drawn off-screen where there is no display.

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from bacinfer.core.calls import NoiseStream, policy_device, timed_call
+from bacinfer.core.calls import CallStream, policy_device, timed_call
 from bacinfer.tasks.base import FIRST_TEST_SEED, Rollout, check_count, check_rollout
+from bacinfer.tasks.disturbances import DisturbableSimulator, DisturbedSimulator, check_disturbable
 from bacinfer.tasks.episodes import Episode, Progress, Recorder, Recording, Simulator
 from bacinfer.tasks.video import open_video
 from bacinfer.tasks.workers import Pending, Workers, default_num_workers
@@ -30,20 +31,29 @@ SMALLEST_HALF = 16
 """Episodes in the smaller batch from which on two are run in turns: a policy's call takes hardly less for fewer."""
 
 
+StateVectors = Mapping[str, tuple[str, slice]]
+"""Vectors as parts of an observation's entries: the robot's own ``state``, and its surroundings' where it is observed,
+``environment_state``."""
+
+
 class SimulatedTask(ABC):
-    """A task for any policy that takes ``{"obs": [B, n_obs_steps, obs_dim]}`` and gives action chunks.
+    """A task for any policy that takes what its simulator observes, each entry [B, n_obs_steps, ...], and gives action
+    chunks.
 
     Attributes:
         name: the task's name.
         fps: environment steps in a second of the simulated world.
         description: what the robot is to do, in words.
-        robot_state: the entries of an observation that are the robot's own state; the others are its surroundings'.
+        state_vectors: what data sets keep of an observation besides a picture.
+        disturbed_before: the steps of an episode before one of which its simulator, a `DisturbableSimulator`, can be
+            disturbed; empty where it cannot.
     """
 
     name: str
     fps: int
     description: str
-    robot_state: slice
+    state_vectors: ClassVar[StateVectors]
+    disturbed_before = range(0)
 
     def __init__(self, n_obs_steps: int, max_steps: int) -> None:
         self.n_obs_steps = n_obs_steps
@@ -53,15 +63,18 @@ class SimulatedTask(ABC):
     def simulator(self, seed: int) -> Simulator:
         """An environment at the initial state of a seed; the seed determines it."""
 
-    def episode(self, seed: int, recordings: Sequence[Recording] = ()) -> Episode:
+    def episode(self, seed: int, recordings: Sequence[Recording] = (), *, disturb: bool = False) -> Episode:
         """An episode at its first observation, which `Episode.execute` takes on."""
-        return Episode(seed, self.simulator(seed), self.n_obs_steps, self.max_steps, recordings)
+        simulator = self.simulator(seed)
+        if disturb:
+            simulator = DisturbedSimulator(cast(DisturbableSimulator, simulator), seed, self.disturbed_before)
+        return Episode(seed, simulator, self.n_obs_steps, self.max_steps, recordings)
 
     def observations(self, policy: Any, demo_idx: int, count: int = 1) -> Iterator[dict[str, Tensor]]:
         """See `Task.observations`; `demo_idx` is the seed of the initial state."""
         check_count(count)
         episode = self.episode(demo_idx)
-        noise = NoiseStream(policy, demo_idx)
+        noise = CallStream(policy, demo_idx)
         observations: list[dict[str, Tensor]] = []
         while True:
             observations.append(_to_policy([episode.observation], policy))
@@ -85,6 +98,7 @@ class SimulatedTask(ABC):
         n_envs: int | None = None,
         n_workers: int | None = None,
         recordings: Sequence[Recording] = (),
+        disturb: bool = False,
     ) -> Rollout:
         """One episode per seed, up to `n_envs` (50) at a time, in two batches that take turns if they are large enough.
 
@@ -94,15 +108,19 @@ class SimulatedTask(ABC):
         that draw the same number of samples see the same noise at the same call of the same episode, whatever
         `n_workers` is; another `n_envs` forms other batches.
 
-        Every state of every episode is shown to its `recordings`, in the process that steps the environment.
+        Every state of every episode is shown to its `recordings`, in the process that steps the environment. With
+        `disturb` each episode is disturbed once, as its seed determines (see `disturbances`).
 
         An episode that an exception breaks counts in no score: it is in the rollout's `failures`, and in a warning.
 
         Raises:
-            ValueError: no seeds, repeated seeds, or videos of seeds that are not rolled out.
+            ValueError: no seeds, repeated seeds, videos of seeds that are not rolled out, or a task that cannot be
+                disturbed.
             RuntimeError: all episodes failed; the simulator is not installed, for instance.
         """
         check_rollout(seeds, video_dir, video_seeds, n_envs)
+        if disturb:
+            check_disturbable(self)
         n_envs = n_envs or N_ENVS
         videos = {seed: Path(video_dir) / f"{seed}.mp4" for seed in video_seeds} if video_dir else {}
         if videos:
@@ -117,7 +135,7 @@ class SimulatedTask(ABC):
         batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
         with (
             tqdm(total=len(batches) * self.max_steps, desc=f"{self.name} rollout", unit="step") as bar,
-            closing(Workers(n_workers, partial(self.episode, recordings=recordings))) as workers,
+            closing(Workers(n_workers, partial(self.episode, recordings=recordings, disturb=disturb))) as workers,
         ):
             waiting, running = deque(batches), deque[_Batch]()
             while waiting or running:
@@ -151,10 +169,10 @@ class _Batch:
 
     def __init__(self, seeds: Sequence[int], workers: Workers, policy: Any, noise_seed: int) -> None:
         self._policy = policy
-        self._noise = NoiseStream(policy, noise_seed + seeds[0])
+        self._stream = CallStream(policy, noise_seed + seeds[0])
         self._workers = workers
         self._worker_of = {seed: i % len(workers) for i, seed in enumerate(seeds)}
-        self._observations: dict[int, NDArray[np.float32]] = {}
+        self._observations: dict[int, dict[str, NDArray[np.float32]]] = {}
         self.progress = {seed: Progress(None) for seed in seeds}
         self._pending: list[Pending] = [
             workers.start(worker, [seed for seed in seeds if self._worker_of[seed] == worker])
@@ -187,7 +205,7 @@ class _Batch:
         """
         stand_in = next(iter(self._observations.values()))  # of an episode that broke before its first observation
         batch = [self._observations.get(seed, stand_in) for seed in self.progress]
-        with self._noise:
+        with self._stream:
             action, seconds = timed_call(self._policy, _to_policy(batch, self._policy))
         actions = dict(zip(self.progress, action["action"].cpu().numpy(), strict=True))
         chunks: dict[int, dict[int, NDArray[np.floating]]] = {}
@@ -220,8 +238,12 @@ def _batch_size(num_episodes: int, n_envs: int) -> tuple[int, int]:
     return (half, 2) if half >= SMALLEST_HALF else (min(n_envs, num_episodes), 1)
 
 
-def _to_policy(observations: Sequence[NDArray[np.float32]], policy: Any) -> dict[str, Tensor]:
-    return {"obs": torch.from_numpy(np.stack(observations)).to(policy_device(policy))}
+def _to_policy(observations: Sequence[Mapping[str, NDArray[np.float32]]], policy: Any) -> dict[str, Tensor]:
+    """A batch of episodes' observations, each entry [B, n_obs_steps, ...], on the policy's device."""
+    device = policy_device(policy)
+    return {
+        name: torch.from_numpy(np.stack([each[name] for each in observations])).to(device) for name in observations[0]
+    }
 
 
 def _report(failures: Mapping[int, str], num_episodes: int) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bacinfer.core.engines.fused import instructions as op
 from bacinfer.core.engines.fused import runners
-from bacinfer.core.engines.fused.buffers import Buffers, SamplingCall
+from bacinfer.core.engines.fused.buffers import Buffers
 from bacinfer.core.engines.fused.program import Program
+from bacinfer.core.engines.sampling_call import SamplingCall
 from core.fused.fused_helpers import make_constants, make_policy
 from core.fused.native_executable import NativeExecutable
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from bacinfer.core.engines.fused.buffers import Buffers, SamplingCall
+from bacinfer.core.engines.fused.buffers import Buffers
 from bacinfer.core.engines.fused.native import NativeProgram
 from bacinfer.core.engines.fused.program import Program
+from bacinfer.core.engines.sampling_call import SamplingCall
 from core.fused.fused_helpers import make_constants, make_policy
 
 BATCH, OBSERVED = 3, 2  # observations in a condition

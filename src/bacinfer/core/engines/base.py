@@ -5,9 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
+from bacinfer.core.engines.sampling_call import SamplingCall
 from bacinfer.core.engines.trajectory import Trajectory
+from bacinfer.core.sampler import Sampler
+from bacinfer.core.schedule import CacheSchedule
 
 APPLIED = "_bacinfer"  # the attribute of a policy that holds what is applied to it
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A kind of trajectory that an engine executes: a plan's cold one, and its warm one where it has a warm start.
+
+    Attributes:
+        schedule: Which blocks are computed at which of its steps.
+        sampler: Its steps; None: those of the policy's own loop.
+    """
+
+    schedule: CacheSchedule
+    sampler: Sampler | None = None
 
 
 class UnsupportedPolicyError(ValueError):
@@ -62,3 +80,7 @@ class Engine(Protocol):
 
     def begin(self) -> None:
         """Starts a denoising trajectory: the next model call is step 0, and no residual is stored."""
+
+    def denoise(self, call: SamplingCall) -> Tensor:
+        """The warm trajectory [B, T, A] of a call, from its start, in the place of the loop."""
+        ...

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bacinfer.core.blocks import Block
-from bacinfer.core.engines.base import Engine, UnsupportedPolicyError
+from bacinfer.core.engines.base import Engine, Phase, UnsupportedPolicyError
 from bacinfer.core.engines.eager import EagerEngine
 from bacinfer.core.engines.fused.engine import FusedEngine, cannot_run, log_eager
 from bacinfer.core.engines.fused.program_cache import ProgramCache
 from bacinfer.core.engines.fused.runners import RUNNERS
-from bacinfer.core.schedule import CacheSchedule
 
 AUTO = "auto"
 LOSSLESS_ENGINES = tuple(RUNNERS)
@@ -19,8 +18,8 @@ LOSSLESS_ENGINES = tuple(RUNNERS)
 ENGINES = (AUTO, EagerEngine.name, *LOSSLESS_ENGINES)
 
 
-def choose_engine(name: str, policy: Any, blocks: Sequence[Block], schedule: CacheSchedule) -> Engine:
-    """The engine that runs `schedule` on a policy, which stays as it is until the engine is attached.
+def choose_engine(name: str, policy: Any, blocks: Sequence[Block], phases: Sequence[Phase]) -> Engine:
+    """The engine that runs the phases of a plan on a policy, which stays as it is until the engine is attached.
 
     Args:
         name: One of `ENGINES`. ``auto`` is the fastest that can run the policy where it is: a CUDA graph, a program, or
@@ -32,10 +31,10 @@ def choose_engine(name: str, policy: Any, blocks: Sequence[Block], schedule: Cac
     """
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; there are {', '.join(ENGINES)}")
-    eager = EagerEngine(policy, blocks, schedule)
+    eager = EagerEngine(policy, blocks, phases)
     if name == eager.name:
         return eager
-    programs = ProgramCache(blocks, schedule, known_functions_only=name == AUTO)
+    programs = [ProgramCache(blocks, phase, known_functions_only=name == AUTO) for phase in phases]
     try:
         return FusedEngine(eager, programs, None if name == AUTO else name)
     except UnsupportedPolicyError as error:

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from bacinfer.core.blocks import Block
-from bacinfer.core.engines.base import EngineStatus
-from bacinfer.core.engines.trajectory import Trajectory
+from bacinfer.core.engines.base import EngineStatus, Phase
+from bacinfer.core.engines.planned_scheduler import warm_steps
+from bacinfer.core.engines.sampling_call import SamplingCall
+from bacinfer.core.engines.trajectory import COLD, WARM, Trajectory
 from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.patching import Patch, remove_patches
-from bacinfer.core.schedule import CacheSchedule
 
 
 class EagerEngine:
@@ -26,13 +28,14 @@ class EagerEngine:
 
     name: ClassVar[str] = "eager"
 
-    def __init__(self, policy: Any, blocks: Sequence[Block], schedule: CacheSchedule) -> None:
+    def __init__(self, policy: Any, blocks: Sequence[Block], phases: Sequence[Phase]) -> None:
         self.policy = policy
         self.reason = ""  # why this engine, where that was for the library to decide
         self.handle = PolicyHandle.of(policy)
-        self.trajectory = Trajectory(schedule.num_inference_steps)
+        self.phases = tuple(phases)
+        self.trajectory = Trajectory([phase.schedule.num_inference_steps for phase in phases])
         layers = [list(group) for _, group in groupby(blocks, key=lambda block: block.layer_name)]
-        self.layers = [_CachedLayer(layer_blocks, schedule, self.trajectory) for layer_blocks in layers]
+        self.layers = [_CachedLayer(layer_blocks, phases, self.trajectory) for layer_blocks in layers]
         self.patches: list[Patch] = [*self.layers, _Sampling(*self.handle.sample, self)]
         if self.handle.steps == "model":
             self.patches.append(_CountedModel(self.handle.model, self.trajectory))
@@ -56,8 +59,8 @@ class EagerEngine:
     def refresh(self) -> None:
         """Nothing to do: the layers compute with the weights that they have."""
 
-    def begin(self) -> None:
-        now, K = PolicyHandle.of(self.policy), self.trajectory.num_inference_steps
+    def begin(self, phase: int = COLD) -> None:
+        now, K = PolicyHandle.of(self.policy), self.trajectory.lengths[COLD]
         if (found := now.num_inference_steps) != K:
             raise RuntimeError(
                 f"policy.num_inference_steps is {found}, but the cache was applied for K = {K}; apply a schedule for "
@@ -68,7 +71,19 @@ class EagerEngine:
         for layer in self.layers:
             layer.check_class()
         _refuse_dropout(self.handle.model)
-        self.trajectory.begin()
+        self.trajectory.begin(phase)
+
+    def denoise(self, call: SamplingCall) -> Tensor:
+        """See `Engine`; a loop like `conditional_sample`'s."""
+        steps = warm_steps(self.handle.owner, self.phases[WARM])
+        self.begin(WARM)
+        x = call.draw_noise() if call.start is None else call.start
+        for step in steps.steps:
+            x = torch.where(call.is_given, call.given, x)
+            output = self.handle.model(x, torch.tensor(step.timestep, device=x.device), call.condition)
+            noise = call.draw_noise() if step.draws_noise else torch.zeros_like(x)
+            x = steps.next_sample(step, x, output, noise)
+        return torch.where(call.is_given, call.given, x)
 
 
 class _Sampling(Patch):
@@ -115,13 +130,16 @@ class _CountedModel(Patch):
 class _CachedLayer(Patch):
     """A layer's forward, block by block: each computed and stored, or its stored residual reused."""
 
-    def __init__(self, blocks: Sequence[Block], schedule: CacheSchedule, trajectory: Trajectory) -> None:
+    def __init__(self, blocks: Sequence[Block], phases: Sequence[Phase], trajectory: Trajectory) -> None:
         super().__init__(blocks[0].layer, "forward")
         self.trajectory = trajectory
         self.name_in_model, self.adapter = blocks[0].layer_name, blocks[0].adapter
         self.input_name = self.adapter.input_name
-        self.blocks = [(block, block.key, schedule.update_mask(block.key)) for block in blocks]
-        self.nothing_to_store = _nothing_to_store([mask for _, _, mask in self.blocks])
+        self.blocks = [
+            (block, block.key, [phase.schedule.update_mask(block.key) for phase in phases]) for block in blocks
+        ]
+        masks_of_phases = zip(*(masks for *_, masks in self.blocks), strict=True)
+        self.nothing_to_store = [_nothing_to_store(masks) for masks in masks_of_phases]
         self.starts_step = False  # whether each call is the next denoising step
 
     def check_class(self) -> None:
@@ -136,14 +154,14 @@ class _CachedLayer(Patch):
         trajectory = self.trajectory
         if self.starts_step:
             trajectory.start_step(_described(args, kwargs))
-        step = trajectory.step
-        if step is None or (self.nothing_to_store[step] and trajectory.observer is None):
+        step, phase = trajectory.step, trajectory.phase
+        if step is None or (self.nothing_to_store[phase][step] and trajectory.observer is None):
             # Its own forward, whose fused kernels may round differently from its parts.
             return self.original(*args, **kwargs)
         trajectory.enter(self.name_in_model, step)
         x, *args = args or (kwargs.pop(self.input_name),)  # type: ignore[assignment]
         for block, key, updates in self.blocks:
-            if updates[step]:
+            if updates[phase][step]:
                 residual = block.spec.residual(self.owner, x, *args, **kwargs)
                 trajectory.residuals[key] = residual.detach()
             else:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from bacinfer.core.blocks import find_blocks
-from bacinfer.core.engines.base import APPLIED, Engine
+from bacinfer.core.engines.base import APPLIED, Engine, Phase
 from bacinfer.core.engines.eager import EagerEngine
 from bacinfer.core.engines.trajectory import ResidualObserver
 from bacinfer.core.handle import PolicyHandle
@@ -47,4 +47,4 @@ def _plain_engine(policy: Any) -> EagerEngine:
     handle = PolicyHandle.of(policy)
     blocks = find_blocks(handle.model)
     schedule = CacheSchedule.every_step([block.key for block in blocks], handle.num_inference_steps)
-    return EagerEngine(policy, blocks, schedule)
+    return EagerEngine(policy, blocks, [Phase(schedule)])

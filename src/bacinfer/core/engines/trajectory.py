@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
 
 from bacinfer.core.blocks import Block
+
+COLD, WARM = 0, 1
+"""The phases: trajectories from noise, and from a warm start."""
 
 ResidualObserver = Callable[[Block, int, Tensor], None]
 
@@ -16,17 +19,22 @@ _TWO_THREADS = "a cached policy was called from two threads at once; give each t
 
 
 class Trajectory:
-    """One denoising trajectory after another, of `num_inference_steps` model calls each.
+    """One denoising trajectory after another, each of as many model calls as its phase has.
+
+    Args:
+        lengths: The phases' numbers of model calls.
 
     Attributes:
+        phase: That of the trajectory that runs, or of the next one.
         step: The denoising step index while the model runs within a trajectory, otherwise None; where it is
             None nothing is cached, so a model call outside a trajectory (a training loss) computes everything.
         residuals: Block key to the residual that is stored.
         observer: Called with every residual that is used (see `observing`).
     """
 
-    def __init__(self, num_inference_steps: int) -> None:
-        self.num_inference_steps = num_inference_steps
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = tuple(lengths)
+        self.phase = COLD
         self.step: int | None = None
         self.residuals: dict[str, Tensor] = {}
         self.observer: ResidualObserver | None = None
@@ -36,12 +44,17 @@ class Trajectory:
         self._thread: int | None = None
         self._exclusive = False  # all steps run at once, in buffers of their own
 
-    def __reduce__(self) -> tuple[type[Trajectory], tuple[int]]:
+    def __reduce__(self) -> tuple[type[Trajectory], tuple[tuple[int, ...]]]:
         """A copy of a policy takes no part in what the original is doing."""
-        return Trajectory, (self.num_inference_steps,)
+        return Trajectory, (self.lengths,)
 
-    def begin(self) -> None:
-        """The next model call is step 0; forgets what an earlier trajectory left.
+    @property
+    def num_inference_steps(self) -> int:
+        """Of the trajectory that runs."""
+        return self.lengths[self.phase]
+
+    def begin(self, phase: int = COLD) -> None:
+        """The next model call is step 0 of a phase; forgets what an earlier trajectory left.
 
         Raises:
             RuntimeError: if another thread is running all steps at once.
@@ -49,6 +62,7 @@ class Trajectory:
         if self._exclusive:
             raise RuntimeError(_TWO_THREADS)
         self.end()
+        self.phase = phase
         self._calls = 0
         self._thread = threading.get_ident()
 

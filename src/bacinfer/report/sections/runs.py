@@ -8,7 +8,7 @@ from typing import Any
 
 from bacinfer.experiments.store import Row
 from bacinfer.report.sections.shared import sampler
-from bacinfer.report.table import METHOD_HEADER, method_cells
+from bacinfer.report.table import METHOD_HEADER, episodes_text, method_cells
 
 _COLUMNS = {  # what is a column of the table where its rows differ in it
     "task": "task",
@@ -21,6 +21,7 @@ _COLUMNS = {  # what is a column of the table where its rows differ in it
     "n_test": "episodes",
     "noise_seed": "noise seed",
     "n_envs": "environments",
+    "disturb": "disturbed",
     "engine": "engine",
     "device": "device",
     "hardware": "hardware",
@@ -31,7 +32,7 @@ _SORTED_BY = dict(
         METHOD_HEADER,
         (
             *("label", "score", "score_difference", "action_error", "flops", "latency_p50"),
-            *("actions_per_second", "speedup", "peak_memory", "policy_seconds"),
+            *("actions_per_second", "speedup", "denoising_p50", "peak_memory", "policy_seconds"),
         ),
         strict=True,
     )
@@ -69,13 +70,15 @@ def run_table(rows: Sequence[Row]) -> RunTable:
 
 def facts(rows: Sequence[Row]) -> dict[str, str]:
     """What was evaluated, on what, and when."""
-    episodes = _each(rows, lambda row: f"{row.n_test} from seed {row.first_episode_seed}, noise seed {row.noise_seed}")
+    episodes = _each(rows, lambda row: f"{episodes_text(row)}, noise seed {row.noise_seed}")
     machines = _each(rows, lambda row: f"{row.hardware} ({row.device}), {row.threads} threads, torch {row.torch}")
     calls = _each(rows, lambda row: str(row.latency_calls))
     finished = sorted(f"{row.finished[:16].replace('T', ' ')} UTC" for row in rows)
     return {
         "Checkpoint": _each(rows, lambda row: f"{row.checkpoint} (sha256 {row.checkpoint_sha256[:12]})"),
-        "Denoising steps": _each(rows, lambda row: f"K = {row.num_inference_steps}{' with DDIM' * bool(sampler(row))}"),
+        "Denoising steps": _each(
+            rows, lambda row: f"K = {row.num_inference_steps}{' with DDIM' * sampler(row).startswith('ddim')}"
+        ),
         "Episodes": episodes,
         "Machine": machines,
         "Latency": f"{calls} calls at batch 1",

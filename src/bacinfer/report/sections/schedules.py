@@ -100,9 +100,10 @@ def schedules(rows: Sequence[Row], results_dir: Path, figures: Path) -> Schedule
     return found
 
 
-def _read_schedule(path: Path) -> CacheSchedule:
+def _read_schedule(path: Path) -> CacheSchedule | None:
+    """None where every block is computed at every step."""
     schedule = SamplingPlan.load(path).cache
-    if schedule is None or not schedule.update_steps:
+    if schedule is not None and not schedule.update_steps:
         raise ValueError(f"{path} lists no blocks")
     return schedule
 

@@ -59,6 +59,6 @@ def slug(text: str) -> str:
 
 
 def sampler(row: Row) -> str:
-    """``ddim:16``, or nothing for the policy's own."""
-    match = re.match(r"ddim:\d+", row.method)
+    """``ddim:16``, or nothing for the policy's own K steps."""
+    match = re.match(r"(own|ddim):[^+]+", row.method)
     return match[0] if match else ""

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from bacinfer.core.engines.fused.constants import Constants
 from bacinfer.core.engines.fused.denoiser import CrossAttentionWeights
-
-
-@dataclass(frozen=True)
-class SamplingCall:
-    """The arguments of `conditional_sample`: the trajectory's given part [B, T, A] and where it is given, the
-    condition [B, n_obs_steps, cond_dim] or None, a generator, and what goes on to the scheduler."""
-
-    given: Tensor
-    is_given: Tensor
-    condition: Tensor | None
-    generator: torch.Generator | None
-    step_arguments: dict[str, Any]
+from bacinfer.core.engines.sampling_call import SamplingCall
 
 
 class Condition:
@@ -115,7 +101,7 @@ class Buffers:
     def load(self, call: SamplingCall) -> None:
         """Copies the arguments, and draws all noise, by the calls of the loop in their order."""
         given, generator = call.given, call.generator
-        self.trajectory.copy_(torch.randn(given.shape, dtype=given.dtype, device=given.device, generator=generator))
+        self.trajectory.copy_(call.draw_noise() if call.start is None else call.start)
         for noise in self.noise:
             torch.randn(noise.shape, dtype=noise.dtype, device=noise.device, generator=generator, out=noise)
         self.given.copy_(self._small_enough(given))

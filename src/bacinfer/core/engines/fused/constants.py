@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bacinfer.core.engines.denoising_steps import DenoisingSteps
 from bacinfer.core.engines.fused.denoiser import (
     Affine,
     CrossAttentionWeights,
@@ -14,7 +15,6 @@ from bacinfer.core.engines.fused.denoiser import (
     block_weights,
     num_bytes,
 )
-from bacinfer.core.engines.fused.sampler import Sampler
 from bacinfer.core.schedule import CacheSchedule
 
 
@@ -31,7 +31,9 @@ class Constants:
         sigmas: Of the noise that is drawn, [draws, 1, 1, 1].
     """
 
-    def __init__(self, denoiser: Denoiser, schedule: CacheSchedule, sampler: Sampler, dtype: torch.dtype) -> None:
+    def __init__(
+        self, denoiser: Denoiser, schedule: CacheSchedule, sampler: DenoisingSteps, dtype: torch.dtype
+    ) -> None:
         model = denoiser.model
         self.denoiser = denoiser
         self.sampler = sampler

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bacinfer.core.engines.fused.buffers import SamplingCall
 from bacinfer.core.engines.fused.program import Program
+from bacinfer.core.engines.sampling_call import SamplingCall
 
 _NUM_WARMUP_RUNS = 2  # libraries set up their workspaces before the capture
 

@@ -6,10 +6,9 @@ All else is the eager engine's: a loop of the user's own, observers, calls of th
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,12 +17,12 @@ from torch import Tensor
 
 from bacinfer.core.engines.base import EngineStatus, UnsupportedPolicyError
 from bacinfer.core.engines.eager import EagerEngine
-from bacinfer.core.engines.fused.buffers import SamplingCall
 from bacinfer.core.engines.fused.denoiser import read_denoiser
 from bacinfer.core.engines.fused.program_cache import ProgramCache, run
 from bacinfer.core.engines.fused.runners import check_device, fastest_on
-from bacinfer.core.engines.fused.sampler import read_sampler
-from bacinfer.core.engines.trajectory import Trajectory
+from bacinfer.core.engines.planned_scheduler import steps_of
+from bacinfer.core.engines.sampling_call import SamplingCall
+from bacinfer.core.engines.trajectory import COLD, WARM, Trajectory
 from bacinfer.core.patching import Patch
 
 logger = logging.getLogger("bacinfer")
@@ -38,7 +37,7 @@ class FusedEngine:
 
     Args:
         eager: The eager engine of the same policy, blocks and schedule, not attached.
-        programs: Where programs come from.
+        programs: Where the programs of each phase come from.
         runner: How they run, a key of `RUNNERS`; None: the fastest one, and the eager engine where there can be no
             program.
 
@@ -48,17 +47,18 @@ class FusedEngine:
             compute something else; and as `EagerEngine`.
     """
 
-    def __init__(self, eager: EagerEngine, programs: ProgramCache, runner: str | None) -> None:
+    def __init__(self, eager: EagerEngine, programs: Sequence[ProgramCache], runner: str | None) -> None:
         self.eager = eager
         self.programs = programs
         self.runner = runner
         self.obstacle: str | None = None  # why the last call ran in the eager engine
         self.policy = eager.handle.owner
-        _check_loop(self.policy, eager.trajectory.num_inference_steps)
-        read_denoiser(eager.handle.model, programs.blocks)
+        _check_loop(self.policy, eager.trajectory.lengths[COLD])
+        read_denoiser(eager.handle.model, programs[COLD].blocks)
         check_device(self.name, self._device)
-        programs.check_functions(self.policy)
-        eager.patches.append(_Loop(self.policy, self))
+        programs[COLD].check_functions(self.policy)
+        self.loop = _Loop(self.policy, self)
+        eager.patches.append(self.loop)
 
     @property
     def name(self) -> str:
@@ -77,7 +77,9 @@ class FusedEngine:
         if self.obstacle is not None:
             return EngineStatus(self.eager.name, f"chosen by 'auto', as {self.obstacle}")
         reason = "" if self.runner else f"chosen by 'auto', the fastest on {self._device.type}"
-        return EngineStatus(self.name, reason, self.programs.buffer_bytes, self.programs.constant_bytes)
+        buffer_bytes = sum(programs.buffer_bytes for programs in self.programs)
+        constant_bytes = sum(programs.constant_bytes for programs in self.programs)
+        return EngineStatus(self.name, reason, buffer_bytes, constant_bytes)
 
     def attach(self) -> None:
         self.eager.attach()
@@ -89,19 +91,28 @@ class FusedEngine:
         self.eager.begin()
 
     def refresh(self) -> None:
-        self.programs.forget()
+        for programs in self.programs:
+            programs.forget()
 
-    def sample(self, loop: _Loop, call: SamplingCall) -> Tensor:
-        """`conditional_sample` as a program, or eagerly if there can be none and that was left to this library."""
+    def denoise(self, call: SamplingCall) -> Tensor:
+        if self.trajectory.observer is not None:
+            return self.eager.denoise(call)
+        self.eager.begin(WARM)
+        return self.sample(call, eagerly=self.eager.denoise)
+
+    def sample(self, call: SamplingCall, eagerly: Callable[[SamplingCall], Tensor]) -> Tensor:
+        """A trajectory of the phase that runs as a program, or eagerly if there can be none and that was left to this
+        library."""
+        phase = self.trajectory.phase
 
         def plain(call: SamplingCall) -> Tensor:
             with self.trajectory.suspended():
-                return loop.call_original(call)
+                return self.loop.call_original(call)
 
         with self.trajectory.exclusive(), _plain_tensors():
             try:
                 check_device(self.name, call.given.device)
-                sample = run(self.programs.runner(self.policy, plain, call, self.name), call)
+                sample = run(self.programs[phase].runner(self.policy, plain, call, self.name), call)
             except UnsupportedPolicyError as error:
                 if self.runner is not None:
                     raise RuntimeError(cannot_run(self.runner, str(error))) from error
@@ -109,13 +120,13 @@ class FusedEngine:
             else:
                 obstacle = None
                 scheduler, K = self.policy.noise_scheduler, self.trajectory.num_inference_steps
-                if scheduler.num_inference_steps != K:
+                if phase == COLD and scheduler.num_inference_steps != K:
                     scheduler.set_timesteps(K)  # as the loop would leave it
                 self.trajectory.complete()
         if obstacle is not None:
             if obstacle != self.obstacle:
                 log_eager(obstacle)
-            sample = loop.call_original(call)
+            sample = eagerly(call)
         self.obstacle = obstacle
         return sample
 
@@ -149,7 +160,7 @@ class _Loop(Patch):
         trajectory = self.engine.trajectory
         if not trajectory.is_running or trajectory.observer is not None or len(condition_data) == 0:
             return self.call_original(call)
-        return self.engine.sample(self, call)
+        return self.engine.sample(call, eagerly=self.call_original)
 
     def call_original(self, call: SamplingCall) -> Tensor:
         return self.original(
@@ -172,4 +183,4 @@ def _check_loop(policy: Any, num_inference_steps: int) -> None:
     parameters = tuple(inspect.signature(policy.conditional_sample).parameters)
     if parameters[: len(_ARGUMENTS)] != _ARGUMENTS:
         raise UnsupportedPolicyError(f"its conditional_sample takes {parameters}, expected {_ARGUMENTS}")
-    read_sampler(copy.deepcopy(policy.noise_scheduler), num_inference_steps)
+    steps_of(policy.noise_scheduler, num_inference_steps)

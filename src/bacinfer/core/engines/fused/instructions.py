@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bacinfer.core.engines.denoising_steps import DenoisingStep
 from bacinfer.core.engines.fused.buffers import Buffers, Condition
 from bacinfer.core.engines.fused.denoiser import (
     Affine,
@@ -22,7 +23,6 @@ from bacinfer.core.engines.fused.denoiser import (
     Norm,
     SelfAttentionWeights,
 )
-from bacinfer.core.engines.fused.sampler import SamplerStep
 
 
 class Instruction(Protocol):
@@ -194,7 +194,7 @@ class Predict:
 class Step:
     """The scheduler's step of the trajectory (see `sampler`)."""
 
-    step: SamplerStep
+    step: DenoisingStep
     clip: float | None
     draw: int | None  # which noise, already scaled
 

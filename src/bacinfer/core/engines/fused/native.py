@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bacinfer.core.engines.fused import instructions as op
-from bacinfer.core.engines.fused.buffers import SamplingCall
 from bacinfer.core.engines.fused.denoiser import Affine, CrossAttentionWeights, FeedForwardWeights, Norm
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library
 from bacinfer.core.engines.fused.program import BlockInstruction, Program
+from bacinfer.core.engines.sampling_call import SamplingCall
 
 
 class _Norm(ctypes.Structure):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bacinfer.core.engines.planned_scheduler import own_scheduler
+
 NUM_PARTS = 64
 """Calls within which any write to a weight is found."""
 
@@ -32,6 +34,7 @@ class PolicyWatch:
 
     def __init__(self, policy: Any) -> None:
         self._policy_class, self._model, self._scheduler = type(policy), policy.model, policy.noise_scheduler
+        self._own_scheduler = own_scheduler(policy)
         self._modules = list(self._model.modules())
         self._classes = self._read_classes()
         self._methods = list(_methods({self._policy_class, *self._classes}))
@@ -48,7 +51,7 @@ class PolicyWatch:
         self._counted = [tensor for tensor in tensors if not tensor.is_inference()]
         self._versions, self._tensors, self._addresses = self._read_versions(), tensors, _addresses(tensors)
         matrices = [_middle(_bits(tensor)) for tensor in tensors if tensor.ndim >= 2]
-        peeked = [*matrices, *map(_bits, _coefficients(self._scheduler))]
+        peeked = [*matrices, *map(_bits, _coefficients(self._own_scheduler))]
         self._peeked = [[bits for bits in peeked if bits.dtype == dtype] for dtype in {bits.dtype for bits in peeked}]
         self._peeked_before = self._peek()
         self._parts = _split([_bits(tensor) for tensor in tensors], NUM_PARTS)
@@ -78,10 +81,10 @@ class PolicyWatch:
         )
 
     def _read_classes(self) -> list[type]:
-        return [*map(type, self._modules), type(self._scheduler)]
+        return [*map(type, self._modules), type(self._own_scheduler)]
 
     def _read_scheduler(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self._scheduler).items() if name not in _SET_WHILE_SAMPLING}
+        return {name: value for name, value in vars(self._own_scheduler).items() if name not in _SET_WHILE_SAMPLING}
 
     def _read_versions(self) -> list[int]:
         return list(map(attrgetter("_version"), self._counted))

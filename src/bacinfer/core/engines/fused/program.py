@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from bacinfer.core.engines.fused import instructions as op
-from bacinfer.core.engines.fused.buffers import Buffers, SamplingCall
+from bacinfer.core.engines.fused.buffers import Buffers
 from bacinfer.core.engines.fused.constants import Constants
 from bacinfer.core.engines.fused.denoiser import FeedForwardWeights, SelfAttentionWeights
+from bacinfer.core.engines.sampling_call import SamplingCall
 
 
 class Program:

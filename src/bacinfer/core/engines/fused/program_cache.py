@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,15 +13,15 @@ import torch
 from torch import Tensor
 
 from bacinfer.core.blocks import Block
-from bacinfer.core.engines.base import UnsupportedPolicyError
-from bacinfer.core.engines.fused.buffers import SamplingCall
+from bacinfer.core.engines.base import Phase, UnsupportedPolicyError
 from bacinfer.core.engines.fused.constants import Constants
 from bacinfer.core.engines.fused.denoiser import read_denoiser
 from bacinfer.core.engines.fused.policy_watch import PolicyWatch
 from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.fused.recognition import unknown_function
 from bacinfer.core.engines.fused.runners import RUNNERS, Runner
-from bacinfer.core.engines.fused.sampler import read_sampler
+from bacinfer.core.engines.planned_scheduler import steps_of, warm_steps
+from bacinfer.core.engines.sampling_call import SamplingCall
 from bacinfer.core.schedule import CacheSchedule
 
 MAX_PROGRAMS = 4
@@ -35,14 +34,14 @@ class ProgramCache:
 
     Args:
         blocks: The policy's residual blocks.
-        schedule: What the programs execute.
+        phase: What the programs execute.
         known_functions_only: Whether a policy is refused whose functions are not those that programs were written for;
             otherwise its programs are compared with it over whole trajectories.
     """
 
-    def __init__(self, blocks: Sequence[Block], schedule: CacheSchedule, *, known_functions_only: bool) -> None:
+    def __init__(self, blocks: Sequence[Block], phase: Phase, *, known_functions_only: bool) -> None:
         self.blocks = blocks
-        self.schedule = schedule
+        self.phase = phase
         self.known_functions_only = known_functions_only
         self._watch: PolicyWatch | None = None  # of the policy that the programs are for
         self._constants: dict[torch.dtype, Constants] = {}
@@ -51,7 +50,7 @@ class ProgramCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         make = partial(ProgramCache, known_functions_only=self.known_functions_only)
-        return make, (self.blocks, self.schedule)
+        return make, (self.blocks, self.phase)
 
     @property
     def buffer_bytes(self) -> int:
@@ -142,16 +141,27 @@ class ProgramCache:
             K = policy.num_inference_steps
             num_steps = min(K, NUM_PROBE_STEPS) if unknown is None else K
             everything = CacheSchedule.every_step([block.key for block in self.blocks], num_steps)
-            compare(policy, plain, call, num_steps, dtype, partial(runner_of, self._prepare(policy, everything, dtype)))
+            cold = replace(call, start=None)
+            compare(
+                policy,
+                plain,
+                cold,
+                num_steps,
+                dtype,
+                partial(runner_of, self._prepare(policy, Phase(everything), dtype)),
+            )
         if dtype not in self._constants:
-            self._constants[dtype] = self._prepare(policy, self.schedule, dtype)
+            self._constants[dtype] = self._prepare(policy, self.phase, dtype)
         return runner_of(self._constants[dtype], call)
 
-    def _prepare(self, policy: Any, schedule: CacheSchedule, dtype: torch.dtype) -> Constants:
-        sampler = read_sampler(copy.deepcopy(policy.noise_scheduler), schedule.num_inference_steps)
+    def _prepare(self, policy: Any, phase: Phase, dtype: torch.dtype) -> Constants:
+        if phase.sampler is None:
+            steps = steps_of(policy.noise_scheduler, phase.schedule.num_inference_steps)
+        else:
+            steps = warm_steps(policy, phase)
         denoiser = read_denoiser(policy.model, self.blocks)
         with _no_autocast(policy.model.pos_emb.device):
-            return Constants(denoiser, schedule, sampler, dtype)
+            return Constants(denoiser, phase.schedule, steps, dtype)
 
 
 def compare(

@@ -17,6 +17,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
 
+from bacinfer.core.engines.planned_scheduler import own_scheduler
+from bacinfer.core.patching import replaced_methods
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _known: set[Any] = set()
@@ -44,9 +47,17 @@ def unknown_function(policy: Any) -> str | None:
     return None
 
 
+def knows_loop(policy: Any) -> bool:
+    """Whether a policy's `conditional_sample` is the loop that programs were written for."""
+    function = getattr(type(policy), "conditional_sample", None)
+    return (function in _known or _digest(function) in _KNOWN_TEXTS) and "conditional_sample" not in replaced_methods(
+        policy
+    )
+
+
 def _replaced_functions(policy: Any) -> Iterator[tuple[type, str]]:
     yield type(policy), "conditional_sample"
-    scheduler = type(policy.noise_scheduler)
+    scheduler = type(own_scheduler(policy))
     for base in scheduler.__mro__:
         yield from ((scheduler, name) for name, value in vars(base).items() if isinstance(value, FunctionType))
         if _library(base) is not None:

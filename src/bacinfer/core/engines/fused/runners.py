@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from bacinfer.core.engines.base import UnsupportedPolicyError
-from bacinfer.core.engines.fused.buffers import SamplingCall
 from bacinfer.core.engines.fused.cuda_graph import CapturedProgram
 from bacinfer.core.engines.fused.native import NativeProgram
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError
 from bacinfer.core.engines.fused.program import Program
+from bacinfer.core.engines.sampling_call import SamplingCall
 
 logger = logging.getLogger("bacinfer")
 

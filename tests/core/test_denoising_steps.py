@@ -6,7 +6,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 from bacinfer.core.engines.base import UnsupportedPolicyError
-from bacinfer.core.engines.fused.sampler import read_sampler
+from bacinfer.core.engines.denoising_steps import read_steps
 from core.fused.fused_helpers import make_scheduler
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -24,7 +24,7 @@ def test_every_step_is_that_of_diffusers(
     kind: str, variance: dict, prediction_type: str, settings: dict, K: int
 ) -> None:  # type: ignore[type-arg]
     scheduler = make_scheduler(kind, 100, prediction_type=prediction_type, **variance, **settings)
-    sampler = read_sampler(scheduler, K)
+    sampler = read_steps(scheduler, K)
     assert sampler.timesteps == tuple(int(t) for t in scheduler.timesteps)
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(2, 4, 3, generator=generator)
@@ -54,7 +54,7 @@ def test_every_step_is_that_of_diffusers(
 )
 def test_what_the_formulas_lack_is_refused(scheduler, reason: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UnsupportedPolicyError, match=reason):
-        read_sampler(scheduler, 10)
+        read_steps(scheduler, 10)
 
 
 def test_a_scheduler_that_computes_something_else_is_refused() -> None:
@@ -66,4 +66,4 @@ def test_a_scheduler_that_computes_something_else_is_refused() -> None:
 
     Damped.__name__ = "DDIMScheduler"  # as a fork of diffusers would call it
     with pytest.raises(UnsupportedPolicyError, match="computes another step at timestep 9"):
-        read_sampler(Damped(num_train_timesteps=10), 10)
+        read_steps(Damped(num_train_timesteps=10), 10)

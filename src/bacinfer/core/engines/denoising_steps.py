@@ -1,7 +1,7 @@
 """What a noise scheduler does at each denoising step, as numbers that are known before the loop starts.
 
-A step of DDPM (Ho et al., 2020, eq. 7) or of deterministic DDIM (Song et al., 2021, eq. 12, eta = 0) takes the
-sample x and the model's output y to
+A step of DDPM (Ho et al., 2020, eq. 7) or of DDIM (Song et al., 2021, eq. 12 and 16) takes the sample x and the model's
+output y to
 
     x0 = clamp((a x + b y) / s)
     x' = c x0 + d x + e y + sigma z,    z ~ N(0, 1)
@@ -16,6 +16,7 @@ refused rather than mistaken.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,13 @@ from torch import Tensor
 
 from bacinfer.core.engines.base import UnsupportedPolicyError
 from bacinfer.core.patching import replaced_methods
+from bacinfer.core.sampler import Sampler
+
+_NUM_COMPARED = 10  # of a scheduler's own steps, where a plan takes others of its kind
 
 
 @dataclass(frozen=True)
-class SamplerStep:
+class DenoisingStep:
     """One denoising step; the letters are those of the formulas above. Without `draws_noise` no noise is drawn."""
 
     timestep: int
@@ -42,18 +46,24 @@ class SamplerStep:
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """The K steps of a scheduler, and the bound that x0 is clamped to (None: not clamped)."""
+class DenoisingSteps:
+    """The steps of a trajectory, and the bound that x0 is clamped to (None: not clamped)."""
 
-    steps: tuple[SamplerStep, ...]
+    steps: tuple[DenoisingStep, ...]
     clip: float | None
 
     @property
     def timesteps(self) -> tuple[int, ...]:
         return tuple(step.timestep for step in self.steps)
 
+    def next_sample(self, step: DenoisingStep, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+        """x', by the formulas above."""
+        x0 = (step.a * x + step.b * y) / step.s
+        x0 = x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+        return step.c * x0 + step.d * x + step.e * y + step.sigma * noise
 
-def read_sampler(scheduler: Any, num_inference_steps: int) -> Sampler:
+
+def read_steps(scheduler: Any, num_inference_steps: int) -> DenoisingSteps:
     """The steps of a diffusers `DDPMScheduler` or `DDIMScheduler`, whose timesteps are set as sampling sets them.
 
     Raises:
@@ -78,10 +88,43 @@ def read_sampler(scheduler: Any, num_inference_steps: int) -> Sampler:
         stride = config["num_train_timesteps"] // num_inference_steps
         final = scheduler.final_alpha_cumprod.cpu()
         steps = [_ddim_step(config, alphas, final, t, t - stride) for t in timesteps]
-    clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
-    sampler = Sampler(tuple(steps), clip)
-    _compare_with(scheduler, sampler)
-    return sampler
+    found = DenoisingSteps(tuple(steps), _clip(config))
+    _compare_with(scheduler, found)
+    return found
+
+
+def plan_steps(scheduler: Any, sampler: Sampler) -> DenoisingSteps:
+    """The steps that a plan's sampler makes of a diffusers scheduler's noise levels.
+
+    Raises:
+        UnsupportedPolicyError: the scheduler has no such levels, or takes steps that these formulas lack.
+    """
+    if not all(hasattr(scheduler, name) for name in ("config", "alphas_cumprod", "set_timesteps")):
+        raise UnsupportedPolicyError(f"its noise scheduler is no diffusers scheduler but {scheduler!r}")
+    config = scheduler.config
+    if config.get("thresholding"):
+        raise UnsupportedPolicyError("its scheduler uses dynamic thresholding")
+    num_levels = config["num_train_timesteps"]
+    timesteps = sampler.timesteps
+    if (timesteps[0] + 1 if timesteps else sampler.num_steps) > num_levels:
+        raise UnsupportedPolicyError(f"it was trained with {num_levels} timesteps, which {sampler.spec} exceeds")
+    spaced = copy.copy(scheduler)  # setting timesteps leaves the policy's own scheduler alone
+    if timesteps is None:
+        spaced.set_timesteps(sampler.num_steps)
+        timesteps = tuple(int(t) for t in spaced.timesteps)
+    alphas = scheduler.alphas_cumprod.cpu()
+    pairs = list(zip(timesteps, [*timesteps[1:], -1], strict=True))
+    if sampler.kind == "own" and _scheduler_kind(scheduler) == "DDPMScheduler":
+        read_steps(spaced, min(num_levels, _NUM_COMPARED))  # its own steps are those of the formulas
+        steps = [_ddpm_step(config, alphas, t, following) for t, following in pairs]
+    else:
+        final = getattr(scheduler, "final_alpha_cumprod", torch.ones(())).cpu()
+        steps = [_ddim_step(config, alphas, final, t, following, sampler.eta) for t, following in pairs]
+    return DenoisingSteps(tuple(steps), _clip(config))
+
+
+def _clip(config: Any) -> float | None:
+    return float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
 
 
 def _scheduler_kind(scheduler: Any) -> str:
@@ -103,7 +146,7 @@ def _predicted_x0(prediction_type: str, alpha: Tensor) -> tuple[float, float, fl
     raise UnsupportedPolicyError(f"its scheduler's prediction_type is {prediction_type!r}")
 
 
-def _ddpm_step(config: Any, alphas: Tensor, t: int, previous: int) -> SamplerStep:
+def _ddpm_step(config: Any, alphas: Tensor, t: int, previous: int) -> DenoisingStep:
     variance_type = config["variance_type"]
     if variance_type not in ("fixed_small", "fixed_small_log"):
         raise UnsupportedPolicyError(f"its scheduler's variance_type is {variance_type!r}")
@@ -112,7 +155,7 @@ def _ddpm_step(config: Any, alphas: Tensor, t: int, previous: int) -> SamplerSte
     ratio = alpha / alpha_previous
     a, b, s = _predicted_x0(config["prediction_type"], alpha)
     variance = (1 - alpha_previous) / (1 - alpha) * (1 - ratio)
-    return SamplerStep(
+    return DenoisingStep(
         timestep=t,
         a=a,
         b=b,
@@ -125,7 +168,9 @@ def _ddpm_step(config: Any, alphas: Tensor, t: int, previous: int) -> SamplerSte
     )
 
 
-def _ddim_step(config: Any, alphas: Tensor, final_alpha: Tensor, t: int, previous: int) -> SamplerStep:
+def _ddim_step(
+    config: Any, alphas: Tensor, final_alpha: Tensor, t: int, previous: int, eta: float = 0.0
+) -> DenoisingStep:
     alpha = alphas[t]
     alpha_previous = alphas[previous] if previous >= 0 else final_alpha
     signal, noise = float(alpha**0.5), float((1 - alpha) ** 0.5)
@@ -136,8 +181,9 @@ def _ddim_step(config: Any, alphas: Tensor, final_alpha: Tensor, t: int, previou
         "sample": (1 / noise, -signal / noise),
         "v_prediction": (noise, signal),
     }[config["prediction_type"]]
-    direction = float((1 - alpha_previous) ** 0.5)
-    return SamplerStep(
+    variance = eta**2 * (1 - alpha_previous) / (1 - alpha) * (1 - alpha / alpha_previous)
+    direction = float((1 - alpha_previous - variance) ** 0.5)
+    return DenoisingStep(
         timestep=t,
         a=a,
         b=b,
@@ -145,23 +191,20 @@ def _ddim_step(config: Any, alphas: Tensor, final_alpha: Tensor, t: int, previou
         c=float(alpha_previous**0.5),
         d=direction * of_sample,
         e=direction * of_output,
-        sigma=0.0,
-        draws_noise=False,
+        sigma=float(variance**0.5),
+        draws_noise=eta > 0,
     )
 
 
-def _compare_with(scheduler: Any, sampler: Sampler) -> None:
+def _compare_with(scheduler: Any, found: DenoisingSteps) -> None:
     """Raises UnsupportedPolicyError unless the scheduler makes the same of random numbers, step by step."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 1, 4, 2, generator=generator)
-    for step, t in zip(sampler.steps, scheduler.timesteps.cpu(), strict=True):
+    for step, t in zip(found.steps, scheduler.timesteps.cpu(), strict=True):
         expected = scheduler.step(y, t, x, generator=generator.manual_seed(step.timestep)).prev_sample
         generator.manual_seed(step.timestep)
         noise = torch.randn(x.shape, generator=generator) if step.draws_noise else torch.zeros_like(x)
-        x0 = (step.a * x + step.b * y) / step.s
-        x0 = x0 if sampler.clip is None else x0.clamp(-sampler.clip, sampler.clip)
-        found = step.c * x0 + step.d * x + step.e * y + step.sigma * noise
-        if not torch.allclose(found, expected, rtol=1e-3, atol=1e-4):
+        if not torch.allclose(found.next_sample(step, x, y, noise), expected, rtol=1e-3, atol=1e-4):
             raise UnsupportedPolicyError(
                 f"its {type(scheduler).__name__} computes another step at timestep {step.timestep} than its formula"
             )
