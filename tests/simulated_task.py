@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bacinfer.tasks.simulated import SimulatedTask
+from bacinfer.tasks.episodes import Observation
+from bacinfer.tasks.simulated import SimulatedTask, StateVectors
 from bacinfer.tasks.video import Frame
 
 
@@ -26,8 +28,8 @@ class WalkSimulator:
         self._steps = 0
 
     @property
-    def observation(self) -> NDArray[np.float64]:
-        return np.array([self._position, self._steps])
+    def observation(self) -> Observation:
+        return {"obs": np.array([self._position, self._steps])}
 
     def step(self, action: NDArray[np.floating]) -> tuple[float, bool]:
         if self._fault == "step" and self._steps == 5:
@@ -55,7 +57,7 @@ class WalkTask(SimulatedTask):
     name = "walk"
     fps = 5
     description = "Walk."
-    robot_state = slice(0, 1)
+    state_vectors: ClassVar[StateVectors] = {"state": ("obs", slice(1)), "environment_state": ("obs", slice(1, None))}
     disturbed_before = range(3, 20)
 
     def __init__(self, max_steps: int = 40, faults: Mapping[int, str] | None = None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from bacinfer.policies import write_checkpoint
 from bacinfer.policies.reference import STAND_INS, DiffusionTransformerHybridImagePolicy, LinearNormalizer
 from bacinfer.training.configuration import read_config
 from tiny_policies import K
@@ -96,6 +98,13 @@ def image_observations(variant: str = "pusht", batch: int = 2, steps: int = 2) -
         unit = torch.rand(batch, steps, *field.shape, generator=generator)
         observations[name] = unit if len(field.shape) == 3 else 512 * unit
     return observations
+
+
+def write_tiny_image_checkpoint(path: Path, *overrides: str) -> Path:
+    """A checkpoint of the Push-T variant; `overrides` are entries of its configuration, ``key=value``."""
+    weights = image_policy("pusht", *overrides).state_dict()
+    write_checkpoint(path, tiny_image_config("pusht", *overrides), {"model": weights, "ema_model": weights}, {})
+    return path
 
 
 def act(policy: Any, obs: dict[str, torch.Tensor], seed: int = 0) -> dict[str, torch.Tensor]:

@@ -22,6 +22,9 @@ from bacinfer.measurement.plans import Measurements, measure
 if TYPE_CHECKING:
     import torch
 
+    from bacinfer.experiments.calibration import Calibration
+    from bacinfer.tasks import Task
+
 __all__ = [
     "CacheSchedule",
     "CacheSummary",
@@ -36,6 +39,7 @@ __all__ = [
     "__version__",
     "apply",
     "bubbling_union",
+    "calibrate",
     "find_plan",
     "load_policy",
     "measure",
@@ -65,3 +69,37 @@ def load_policy(checkpoint: str | Path, device: str | torch.device = "cpu", *, t
     from bacinfer import policies  # Hydra and diffusers take seconds to import
 
     return policies.load_policy(checkpoint, device, trust_checkpoint=trust_checkpoint)
+
+
+def calibrate(
+    policy: Any,
+    task: Task,
+    output_dir: str | Path,
+    *,
+    latency_ms: float | None = None,
+    margin: float = 0.02,
+    stateful: bool = False,
+    **settings: Any,
+) -> Calibration:
+    """Finds the fastest plan of a policy that loses no success, by episodes; ``.plan`` of what is returned is it.
+
+    Plans of all costs run the same episodes as the plain policy; what promises most is confirmed on episodes that chose
+    nothing. Takes minutes, shows its progress, and goes on after an interruption.
+
+    Args:
+        policy: A policy of Diffusion Policy's kind; it is left as it was.
+        task: Runs its episodes: ``bacinfer.tasks.make_task(...)``, or an object of your own with its two methods.
+        output_dir: Where plan.json and what was measured are kept.
+        latency_ms: Asks for the best plan that takes at most so many milliseconds a call (median, batch 1).
+        margin: A plan loses nothing where its mean score is below the plain policy's by less than this.
+        stateful: Whether the plan may start a call from the last one's actions, see `apply`.
+        settings: As of `bacinfer.experiments.calibration.calibrate`.
+
+    Raises:
+        ValueError: no plan reaches the latency; says which one comes nearest.
+        RuntimeError: the simulator is missing or failed.
+    """
+    from bacinfer.experiments import calibration
+
+    target = calibration.Target(None if latency_ms is None else latency_ms / 1e3, margin)
+    return calibration.calibrate(policy, task, output_dir, target, stateful=stateful, **settings)

@@ -23,7 +23,7 @@ from bacinfer.datasets.lerobot import LeRobotDatasetWriter
 from bacinfer.datasets.rollout_recording import frame_features
 from bacinfer.policies import load_policy
 from bacinfer.tasks import PushTTask
-from datasets.lerobot_helpers import CAMERA, Frames, check_equal, commit, frames, read_dataset, rollout_frames
+from lerobot_helpers import CAMERA, Frames, check_equal, commit, frames, read_dataset, rollout_frames
 from simulated_task import NoisyPolicy, WalkTask
 from small_experiments import MAX_STEPS
 
@@ -76,7 +76,7 @@ def test_a_frame_is_a_step_of_the_rollout(checkpoint: Path, root: Path) -> None:
     assert [len(episode) for episode in expected] == [MAX_STEPS] * 8
     found = rows(root)
     check_equal(found, expected)
-    assert found[0][0]["observation.state"] == list(PushTTask().simulator(1000).observation[18:])
+    assert found[0][0]["observation.state"] == list(PushTTask().simulator(1000).observation["obs"][18:])
     assert {row["task"] for row in found[0]} == {"Push the T-shaped block onto the T-shaped target."}
     moved = np.abs(found[0][0][CAMERA].astype(int) - found[0][-1][CAMERA]).max()
     assert moved > 50
@@ -197,7 +197,7 @@ def test_more_episodes_later(arguments: list[str], root: Path, capsys: pytest.Ca
 
 
 def collect_walks(root: Path, task: WalkTask, count: int = 6, only_successful: bool = False, n_envs: int = 3) -> None:
-    features = frame_features(2, 1, task.robot_state, 64)
+    features = frame_features(task.state_vectors, task.simulator(0).observation, 1, 64)
     with LeRobotDatasetWriter(root, task.fps, features) as writer:
         episodes = Collection(root, {})
         collect(NoisyPolicy(0.15), task, writer, episodes, range(count), n_envs=n_envs, only_successful=only_successful)

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from bacinfer import CacheSchedule, FastDiffusionPolicy, assets, bacinfer_files, bubbling_union
+from bacinfer import CacheSchedule, FastDiffusionPolicy, PolicyHandle, assets, bacinfer_files, bubbling_union
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.bubbling import block_error, select_blocks
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy as FromModule
 from helpers import TinyPolicy, act, decoder_model
+from tiny_image_policies import image_policy
 
 apply_cache, summary = FastDiffusionPolicy.apply_cache, FastDiffusionPolicy.summary
 KEYS = [block.key for block in find_blocks(decoder_model(3))]
@@ -168,6 +169,23 @@ def test_summary_counts(policy: TinyPolicy) -> None:
     assert figures.flops_fraction == pytest.approx((0.3 * in_blocks + rest) / (in_blocks + rest))
     assert "3.0 updates a block" in str(figures)
     assert "█···█···█·" in str(figures)
+
+
+def test_weights_beside_the_model_are_named_and_in_no_share(policy: TinyPolicy) -> None:
+    figures = summary(apply_cache(policy, cache_threshold=4))
+    assert figures.other_weights == {}
+    assert "beside" not in str(figures)
+    seeing = image_policy()
+    encoder = sum(p.numel() for p in seeing.obs_encoder.parameters() if p.ndim >= 2)
+    model = sum(p.numel() for p in seeing.model.parameters() if p.ndim == 2)
+    figures = summary(apply_cache(seeing, cache_threshold=1))
+    assert (figures.model_weights, figures.other_weights) == (model, {"obs_encoder": encoder})
+    assert figures.flops_fraction == 1
+    line = f"the model has {model:,}, for each step; beside it, in no share of FLOPs: obs_encoder {encoder:,} "
+    assert line in str(figures)
+    seeing.proj = torch.nn.Embedding(3, 5)  # what policies of other kinds have
+    handle = PolicyHandle(seeing.model, 10, (seeing, "predict_action"))
+    assert summary(handle).other_weights == {"obs_encoder": encoder, "proj": 15}
 
 
 def test_missing_blocks_are_warned_of_once_and_computed_everywhere(policy: TinyPolicy, run: assets.RunAssets) -> None:

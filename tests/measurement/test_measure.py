@@ -16,6 +16,7 @@ from bacinfer.measurement.flops import count_flops
 from bacinfer.measurement.plans import measure
 from core.fused.fused_helpers import make_policy
 from helpers import TinyPolicy, act, observation
+from tiny_image_policies import image_observations, image_policy
 from tiny_policies import observations as pusht_observations
 
 OBSERVATIONS = [observation(batch=1, seed=seed) for seed in range(4)]
@@ -144,9 +145,32 @@ def test_the_table_has_a_line_for_each_and_says_what_it_is(policy: TinyPolicy, t
     estimate = found.rows["from a file"].action_error
     assert f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]" in row
     assert "95% interval over 4 observations" in errors
-    assert latency == "Latency: 2 calls at the first observation, taken in turn, on cpu, 1 threads."
+    assert latency == (
+        "Latency: 2 calls at the first observation, taken in turn, on cpu, 1 threads; encoder: what they take before "
+        "and after the denoising loop."
+    )
     one = measure(policy, {}, OBSERVATIONS[:1], num_calls=1)
     assert "interval" not in str(one)
+
+
+def test_how_the_calls_of_a_policy_that_sees_divide() -> None:
+    policy = image_policy("pusht", "policy.crop_shape=[32,32]", "policy.num_inference_steps=4")
+    obs = image_observations(batch=1)
+    loop = policy.conditional_sample
+    found = measure(policy, {"lossless": SamplingPlan()}, [obs], num_calls=3)
+    assert policy.conditional_sample == loop
+    assert found.rows["lossless"].engine == "fused"  # timing its loop hides nothing from the engine, nor it from timing
+    assert found.rows["lossless"].action_error.mean < 1e-4
+    for name, line in zip(found.rows, str(found).splitlines()[1:], strict=False):
+        latency = found.rows[name].latency
+        assert latency.encoder is not None
+        assert latency.denoising is not None
+        assert latency.p50 == pytest.approx(latency.encoder + latency.denoising, rel=0.5)
+        assert f"{1e3 * latency.encoder:.1f} + {1e3 * latency.denoising:.1f}" in line
+    plain, lossless = (row.latency for row in found.rows.values())
+    assert lossless.denoising < plain.denoising
+    handle = PolicyHandle(policy.model, 4, (policy, "predict_action"))
+    assert measure(handle, {}, [obs], num_calls=1).rows["plain"].latency.encoder is not None
 
 
 class Speaking(TinyPolicy):

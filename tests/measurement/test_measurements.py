@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from bacinfer.measurement.action_error import normalised_actions, rms_difference
 from bacinfer.measurement.flops import count_flops
-from bacinfer.measurement.latency import Latency, actions_per_second, measure_latency
+from bacinfer.measurement.latency import Latency, actions_per_second, divided, measure_latency
 from bacinfer.measurement.memory import peak_memory
 from bacinfer.measurement.statistics import (
     estimate_mean,
@@ -103,6 +103,39 @@ def test_latency_leaves_out_the_warm_up() -> None:
     assert latency.num_calls == 10
     assert 0.002 <= latency.p50 < 0.09
     assert 0.09 < latency.p95 <= latency.p99 < 0.19
+
+
+class Seeing(SlowStart):
+    """Encodes for as long as the list says, denoises for 20 ms, then decodes for 3."""
+
+    def predict_action(self, obs_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        super().predict_action(obs_dict)
+        result = self.conditional_sample(obs_dict["obs"], steps=2)
+        time.sleep(3e-3)
+        return result
+
+    def conditional_sample(self, obs: Tensor, *, steps: int) -> dict[str, Tensor]:
+        time.sleep(steps * 10e-3)
+        return {"action": obs}
+
+
+def test_latency_divides_into_encoder_and_denoising() -> None:
+    policy = Seeing([300, 300, 300] + [5] * 4 + [80])
+    before = dict(vars(policy))
+    latency = measure_latency(policy, OBS, num_calls=5)
+    assert dict(vars(policy)) == before
+    assert latency.encoder is not None
+    assert latency.denoising is not None
+    assert 0.008 <= latency.encoder < 0.05
+    assert 0.020 <= latency.denoising < 0.05
+    assert latency.p50 == pytest.approx(latency.encoder + latency.denoising, rel=0.5)
+    assert divided(latency.encoder, latency.denoising) == f"{1e3 * latency.encoder:.1f} + {1e3 * latency.denoising:.1f}"
+
+
+def test_a_loop_that_is_no_method_of_its_own_is_not_divided() -> None:
+    latency = measure_latency(SlowStart([0] * 4), OBS, num_calls=1)
+    assert (latency.encoder, latency.denoising) == (None, None)
+    assert divided(latency.encoder, latency.denoising) == "-"
 
 
 def test_actions_per_second() -> None:

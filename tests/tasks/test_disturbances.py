@@ -30,7 +30,7 @@ class Pushes:
         positions, walked = [], []
 
         def record(state: State) -> None:
-            positions.append(float(state.observation[0]))
+            positions.append(float(state.observation["obs"][0]))
             if state.action is not None:
                 walked.append(float(state.action[0]))
 
@@ -77,7 +77,7 @@ def test_up_to_the_disturbance_an_episode_is_the_undisturbed_one() -> None:
     for walk in walks:
         for episode in (plain, disturbed):
             episode.execute(walk[None])
-        equal.append(np.array_equal(plain.observation[-1], disturbed.observation[-1]))
+        equal.append(np.array_equal(plain.observation["obs"][-1], disturbed.observation["obs"][-1]))
     (step,) = np.diff(equal).nonzero()[0] + 1
     assert equal == [True] * step + [False] * (len(walks) - step)
     assert step in WalkTask.disturbed_before
@@ -113,15 +113,15 @@ def test_the_block_of_push_t() -> None:
 def test_the_block_stays_on_the_board_and_its_push_is_seen() -> None:
     for seed in range(30):
         simulator = PushTTask().simulator(seed)
-        pusher = simulator.observation[18:]
+        pusher = simulator.observation["obs"][18:]
         for _ in range(5):
             simulator.disturb(np.random.default_rng(seed))  # always in the same direction
-        before = simulator.observation[:18]
+        before = simulator.observation["obs"][:18]
         simulator.step(pusher)
         block = simulator._env.block
         corners = [block.local_to_world(corner) for shape in block.shapes for corner in shape.get_vertices()]
         assert 5 < np.min(corners) < np.max(corners) < 507
-        assert np.abs(simulator.observation[:18] - before).max() > 10
+        assert np.abs(simulator.observation["obs"][:18] - before).max() > 10
 
 
 @pytest.mark.parametrize("env_name", ["drawer-open-v3", "pick-place-v3"])
@@ -133,7 +133,7 @@ def test_the_hand_of_the_arm(env_name: str) -> None:
         for _ in range(15):
             for simulator in (still, pushed):
                 simulator.step(np.zeros(4))
-        x, y, z = (pushed.observation - still.observation)[:3]
+        x, y, z = (pushed.observation["obs"] - still.observation["obs"])[:3]
         assert 0.025 < np.hypot(x, y) < 0.085
         assert abs(z) < 0.01
 
@@ -143,7 +143,7 @@ def test_a_disturbed_simulator_is_the_simulator_otherwise() -> None:
     plain, disturbed = task.simulator(7), DisturbedSimulator(task.simulator(7), 7, range(5, 6))
     for _ in range(5):
         assert plain.step(np.array([0.1])) == disturbed.step(np.array([0.1]))
-    np.testing.assert_array_equal(plain.observation, disturbed.observation)
+    np.testing.assert_array_equal(plain.observation["obs"], disturbed.observation["obs"])
     np.testing.assert_array_equal(plain.render(), disturbed.render())
     np.testing.assert_array_equal(plain.camera(8), disturbed.camera(8))
 

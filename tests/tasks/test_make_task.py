@@ -13,11 +13,21 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import stand_in_runner
-from bacinfer.tasks import TASKS, MetaWorldTask, PushTTask, RunnerTask, check_disturbable, make_task, task_name
+from bacinfer.tasks import (
+    TASKS,
+    MetaWorldTask,
+    PushTImageTask,
+    PushTTask,
+    RunnerTask,
+    check_disturbable,
+    make_task,
+    task_name,
+)
 from bacinfer.tasks.table import tasks_in_group, tasks_named
 from bacinfer.tasks.video import frame_rate
 from stand_in_runner import FPS, STAND_IN_RUNNER, StandInRunner
 
+IMAGE_RUNNER = "diffusion_policy.env_runner.pusht_image_runner.PushTImageRunner"
 PUSHT_RUNNER = "diffusion_policy.env_runner.pusht_keypoints_runner.PushTKeypointsRunner"
 
 
@@ -41,7 +51,8 @@ def _fake_package(monkeypatch: pytest.MonkeyPatch) -> None:
     module.Path = Path
     monkeypatch.setitem(sys.modules, "diffusion_policy", ModuleType("diffusion_policy"))
     monkeypatch.setitem(sys.modules, "diffusion_policy.env_runner", ModuleType("diffusion_policy.env_runner"))
-    monkeypatch.setitem(sys.modules, PUSHT_RUNNER.rpartition(".")[0], None)  # cannot be imported
+    for runner in (PUSHT_RUNNER, IMAGE_RUNNER):
+        monkeypatch.setitem(sys.modules, runner.rpartition(".")[0], None)  # cannot be imported
 
 
 def config(target: str | None = STAND_IN_RUNNER, name: str = "kitchen_lowdim", **settings: Any) -> DictConfig:
@@ -58,13 +69,14 @@ def test_table_holds_the_benchmark() -> None:
     assert TASKS["pusht"].row_name("mean_score") == "pusht"
     assert TASKS["pusht"].group == "ph"
     assert [info.name for info in tasks_in_group("arm")] == ["assembly", "drawer_open", "pick_place"]
+    assert [info.name for info in tasks_in_group("image")] == ["pusht_image"]
 
 
 def test_unknown_names() -> None:
     with pytest.raises(ValueError, match=r"unknown task lift, can: expected some of lift_ph"):
         tasks_named(["lift", "pusht", "can"])
     with pytest.raises(ValueError, match="unknown task group"):
-        tasks_in_group("image")
+        tasks_in_group("camera")
 
 
 @pytest.mark.parametrize(
@@ -90,6 +102,18 @@ def test_pusht_without_diffusion_policy() -> None:
 def test_pusht_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="legacy_test"):
         make_task(config(PUSHT_RUNNER, "pusht_lowdim", legacy_test=False))
+
+
+def test_pusht_on_pictures_without_diffusion_policy() -> None:
+    task = make_task(config(IMAGE_RUNNER, "pusht_image", max_steps=77, legacy_test=True, render_size=96))
+    assert isinstance(task, PushTImageTask)
+    assert (task.name, task.n_obs_steps, task.max_steps) == ("pusht_image", 2, 77)
+    assert TASKS[task.name].group == "image"
+
+
+def test_pusht_on_pictures_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'render_size': 96.*'render_size': 128"):
+        make_task(config(IMAGE_RUNNER, "pusht_image", render_size=128))
 
 
 def test_robot_arm() -> None:

@@ -39,17 +39,17 @@ class StillPolicy:
 def test_a_seed_determines_the_initial_state(env_name: str) -> None:
     np.random.seed(5)  # noqa: NPY002
     state = np.random.get_state()[1].copy()  # noqa: NPY002
-    first = np.array([MetaWorldSimulator(env_name, seed).observation for seed in range(8)])
+    first = np.array([MetaWorldSimulator(env_name, seed).observation["obs"] for seed in range(8)])
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
     np.random.seed(6)  # noqa: NPY002
-    again = np.array([MetaWorldSimulator(env_name, seed).observation for seed in reversed(range(8))])
+    again = np.array([MetaWorldSimulator(env_name, seed).observation["obs"] for seed in reversed(range(8))])
     np.testing.assert_array_equal(first, again[::-1])
     assert len(np.unique(first[:, 4:], axis=0)) == 8
 
 
 def test_the_observation_tells_where_things_are() -> None:
     simulator = MetaWorldSimulator("pick-place-v3", 3)
-    hand, gripper, puck, goal = np.split(simulator.observation, [3, 4, 7])
+    hand, gripper, puck, goal = np.split(simulator.observation["obs"], [3, 4, 7])
     np.testing.assert_allclose(hand, [0, 0.6, 0.2], atol=0.02)
     assert gripper == pytest.approx(1.0, abs=0.05)
     puck, goal = puck + hand, goal + hand
@@ -58,7 +58,7 @@ def test_the_observation_tells_where_things_are() -> None:
     assert 0.8 <= goal[1] <= 0.9
     for _ in range(10):
         simulator.step(np.array([1.0, 0.0, 0.0, 1.0]))
-    moved = simulator.observation
+    moved = simulator.observation["obs"]
     assert moved[0] - hand[0] > 0.03
     assert moved[3] < gripper - 0.1
     np.testing.assert_allclose(moved[4:7] + moved[:3], puck, atol=2e-3)  # it settles a little
@@ -83,7 +83,7 @@ def test_actions_beyond_their_range_are_clipped() -> None:
         simulator = MetaWorldSimulator("drawer-open-v3", 1)
         for _ in range(5):
             simulator.step(np.full(4, size))
-        observations.append(simulator.observation)
+        observations.append(simulator.observation["obs"])
     np.testing.assert_array_equal(*observations)
 
 

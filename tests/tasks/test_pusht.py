@@ -129,20 +129,20 @@ def test_initial_state_is_in_the_documented_ranges() -> None:
 @pytest.mark.parametrize("seed", FIRST_OBSERVATIONS)
 def test_first_observation_is_that_of_diffusion_policy(seed: int) -> None:
     episode = PushTTask(n_obs_steps=2).episode(seed)
-    assert episode.observation.shape == (2, 20)
-    np.testing.assert_allclose(episode.observation, [FIRST_OBSERVATIONS[seed]] * 2, atol=3e-5, rtol=0)
+    assert episode.observation["obs"].shape == (2, 20)
+    np.testing.assert_allclose(episode.observation["obs"], [FIRST_OBSERVATIONS[seed]] * 2, atol=3e-5, rtol=0)
 
 
 def test_history_holds_the_last_observations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeEnv, "rewards", (0.1, 0.2, 0.3))
     monkeypatch.setattr(pusht, "make_env", FakeEnv)
     episode = PushTTask(n_obs_steps=2).episode(5)
-    first = episode.observation[0]
+    first = episode.observation["obs"][0]
     episode.execute(np.array([[1.0, 2.0]]))
-    np.testing.assert_array_equal(episode.observation[0], first)
-    np.testing.assert_array_equal(episode.observation[1, 18:], [1, 2])
+    np.testing.assert_array_equal(episode.observation["obs"][0], first)
+    np.testing.assert_array_equal(episode.observation["obs"][1, 18:], [1, 2])
     episode.execute(np.array([[3.0, 4.0], [5.0, 6.0]]))
-    np.testing.assert_array_equal(episode.observation[:, 18:], [[3, 4], [5, 6]])
+    np.testing.assert_array_equal(episode.observation["obs"][:, 18:], [[3, 4], [5, 6]])
 
 
 def test_score_is_the_highest_reward_and_the_episode_ends_once_solved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def test_recorders_see_every_state() -> None:
         for state in states[1:]:
             assert state.action is not None
             position += float(state.action[0])
-            assert state.observation[0] == pytest.approx(position)
+            assert state.observation["obs"][0] == pytest.approx(position)
             assert state.reward == pytest.approx(abs(position - seed))
             assert state.solved == (state.reward >= 1)
         assert [state.done for state in states] == [False] * rollout.num_steps[seed] + [True]

@@ -57,6 +57,7 @@ _TASK_FLAGS = {
     "mh_only": ("tasks with multi-human data", _GROUPS["mh"]),
     "lowdim_only": ("block pushing and kitchen", _GROUPS["lowdim"]),
     "arm_only": ("tasks of the robot arm", _GROUPS["arm"]),
+    "image_only": ("Push-T on pictures", _GROUPS["image"]),
     "bp_only": ("block pushing", tasks_named(["block_pushing"])),
     "kitchen_only": ("kitchen", tasks_named(["kitchen"])),
 }

@@ -28,6 +28,9 @@ SUBCOMMANDS = {
     "bu": Subcommand("bacinfer.analysis.bu_block_selection", "select the high-error blocks for bubbling union"),
     "info": Subcommand("bacinfer.commands.info", "print the update steps and counts of a schedule"),
     "run": Subcommand("bacinfer.analysis.run_policy", "run a policy once, with or without a cache"),
+    "calibrate": Subcommand(
+        "bacinfer.commands.calibrate", "find the fastest way to run a policy that loses nothing, by episodes"
+    ),
     "eval": Subcommand("bacinfer.commands.eval", "score, latency and FLOPs of the plain and the cached policy"),
     "compare": Subcommand(
         "bacinfer.commands.compare", "evaluate a set of methods, caches and DDIM, and draw the Pareto picture"
@@ -36,6 +39,7 @@ SUBCOMMANDS = {
     "batch": Subcommand("bacinfer.commands.batch", "evaluate many tasks, seeds and checkpoints, into one CSV"),
     "sweep": Subcommand("bacinfer.commands.sweep", "evaluate all combinations of settings, also on a cluster"),
     "collect-data": Subcommand("bacinfer.commands.collect_data", "write rollouts as a LeRobot data set"),
+    "lerobot": Subcommand("bacinfer.commands.lerobot", "write checkpoints that LeRobot's own commands run by a plan"),
     "train": Subcommand("bacinfer.commands.train", "train the Push-T policy on its demonstrations"),
     "demo": Subcommand("bacinfer.commands.demo", "the quick start: analyse, schedule, roll out, compare"),
 }

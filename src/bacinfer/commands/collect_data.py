@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     apply_request(policy, request, args.engine)
     simulator = task.simulator(args.seed)  # whatever is missing shows here, before anything slow
     simulator.camera(args.image_size)
-    features = frame_features(len(simulator.observation), policy.action_dim, task.robot_state, args.image_size)
+    features = frame_features(task.state_vectors, simulator.observation, policy.action_dim, args.image_size)
 
     output_dir = args.output_dir
     seeds = range(args.seed, args.seed + args.num_episodes)

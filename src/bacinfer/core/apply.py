@@ -20,7 +20,7 @@ from bacinfer.core.handle import Policy, PolicyHandle
 from bacinfer.core.patching import remove_patches
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
-from bacinfer.core.summary import BlockCounts, CacheSummary
+from bacinfer.core.summary import BlockCounts, CacheSummary, other_weights
 
 _Policy = TypeVar("_Policy", bound=Policy | PolicyHandle)
 
@@ -208,6 +208,8 @@ def summary(policy: Policy | PolicyHandle) -> CacheSummary:
         num_inference_steps=K,
         blocks={key: BlockCounts(n, K - n) for key, n in updates.items()},
         flops_fraction=_flops_fraction(handle.model, blocks, updates, K) * K / plain_K,
+        model_weights=num_weights(handle.model),
+        other_weights=other_weights(handle.owner, handle.model),
         warnings=applied.warnings if applied else (),
         schedule=schedule,
         sampler=applied.plan.sampler if applied else None,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from torch import Tensor
 from bacinfer.core.engines.base import APPLIED
 from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.warm_start import Memory
+
+_Result = TypeVar("_Result")
 
 
 class NoiseStream:
@@ -65,7 +69,7 @@ class CallStream(NoiseStream):
         super().__exit__(*error)
 
     def _switch_memory(self) -> None:
-        applied = vars(PolicyHandle.of(self._policy).owner).get(APPLIED)
+        applied = vars(owner_of(self._policy)).get(APPLIED)
         if applied is not None and applied.warm_loop is not None:
             applied.warm_loop.memory, self._memory = self._memory, applied.warm_loop.memory
 
@@ -73,6 +77,11 @@ class CallStream(NoiseStream):
 def seeded_noise(policy: Any, seed: int) -> AbstractContextManager[None]:
     """Inside, torch's generators (CPU and the policy's device) start at `seed`; restored after."""
     return NoiseStream(policy, seed)
+
+
+def owner_of(policy: Any) -> Any:
+    """The object that samples: the policy itself, or what its handle names."""
+    return policy.owner if isinstance(policy, PolicyHandle) else policy
 
 
 def policy_device(policy: Any) -> torch.device:
@@ -87,11 +96,15 @@ def sample(policy: Any, observation: Any) -> Any:
 
 def timed_call(policy: Any, observation: Any) -> tuple[Any, float]:
     """What `sample` returns without gradients, and its wall time in seconds with the device's work done."""
-    device = policy_device(policy)
+    with torch.no_grad():
+        return timed(partial(sample, policy, observation), policy_device(policy))
+
+
+def timed(call: Callable[[], _Result], device: torch.device) -> tuple[_Result, float]:
+    """What a call returns, and its wall time in seconds with the device's work done."""
     _wait(device)
     start = time.perf_counter()
-    with torch.no_grad():
-        result = sample(policy, observation)
+    result = call()
     _wait(device)
     return result, time.perf_counter() - start
 

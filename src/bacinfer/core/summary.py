@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
 
 from bacinfer.core.sampler import Sampler
 from bacinfer.core.schedule import CacheSchedule
@@ -36,6 +40,9 @@ class CacheSummary:
         flops_fraction: Share of the plain model's computation that is left, estimated from the number of weights
             that each block multiplies with. The cost of attention over long sequences, and condition tokens fewer
             than action tokens, are not in it; measure with `bacinfer eval`.
+        model_weights: How many weights the model multiplies with, at each of K steps.
+        other_weights: The policy's other parts to how many they have: its image encoder, for instance, which runs once
+            a call. They are in no share of FLOPs; how the time of a call divides, `bacinfer.measure` tells.
         warnings: What was warned of when the plan was applied.
         schedule: The schedule; None without a cache.
         sampler: The plan's; None: the policy's own steps.
@@ -50,6 +57,8 @@ class CacheSummary:
     num_inference_steps: int
     blocks: Mapping[str, BlockCounts]
     flops_fraction: float
+    model_weights: int
+    other_weights: Mapping[str, int]
     warnings: tuple[str, ...]
     schedule: CacheSchedule | None
     sampler: Sampler | None = None
@@ -70,12 +79,28 @@ class CacheSummary:
             lines.append(f"sampler {self.sampler.spec}")
         if self.warm_start is not None:
             lines.append(f"warm start {self.warm_start.sampler.spec}: these figures are of calls that follow another")
+        if self.other_weights:
+            others = ", ".join(f"{name} {count:,}" for name, count in self.other_weights.items())
+            lines.append(
+                f"weights: the model has {self.model_weights:,}, for each step; beside it, in no share of FLOPs: "
+                f"{others} (bacinfer.measure tells how the time of a call divides)"
+            )
         if self.buffer_bytes:
             lines.append(f"memory: buffers {_megabytes(self.buffer_bytes)}, weights {_megabytes(self.constant_bytes)}")
         lines += [f"warning: {warning}" for warning in self.warnings]
         if self.schedule is not None:
             lines.append(str(self.schedule))
         return "\n".join(lines)
+
+
+def other_weights(owner: Any, model: nn.Module) -> dict[str, int]:
+    """Entries of the weight matrices and kernels that a policy has beside its model, by the parts that they are in."""
+    models_own = set(map(id, model.parameters()))
+    found: Counter[str] = Counter()
+    for name, parameter in owner.named_parameters() if isinstance(owner, nn.Module) else ():
+        if parameter.ndim >= 2 and id(parameter) not in models_own:
+            found[name.partition(".")[0]] += parameter.numel()
+    return dict(found)
 
 
 def _megabytes(count: int) -> str:

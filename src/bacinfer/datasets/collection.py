@@ -99,7 +99,7 @@ def collect(
     """
     collection.reconcile(writer.num_episodes)
     recording = EpisodeRecording(
-        writer.staging.absolute(), task.fps, writer.features, task.description, task.robot_state
+        writer.staging.absolute(), task.fps, writer.features, task.description, task.state_vectors
     )
     while waiting := seeds[len(collection.episodes) :]:
         batch = waiting[:n_envs]

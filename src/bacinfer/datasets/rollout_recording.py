@@ -9,26 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bacinfer.datasets.episode import EpisodeRecorder
 from bacinfer.datasets.features import Feature
-from bacinfer.tasks.episodes import Recorder, State
+from bacinfer.tasks.episodes import Observation, Recorder, State
+from bacinfer.tasks.simulated import StateVectors
 
 CAMERA = "observation.image"
 
 
-def frame_features(obs_dim: int, action_dim: int, robot_state: slice, image_size: int) -> dict[str, Feature]:
-    """The features of the data set of a task."""
-    state_dim = len(range(*robot_state.indices(obs_dim)))
+def frame_features(
+    state_vectors: StateVectors, observation: Observation, action_dim: int, image_size: int
+) -> dict[str, Feature]:
+    """The features of the data set of a task (see `SimulatedTask`), of which one observation is given."""
+    vectors = recorded_vectors(state_vectors, observation)
     return {
         CAMERA: Feature.camera(image_size, image_size),
-        "observation.state": Feature("float32", (state_dim,)),
-        "observation.environment_state": Feature("float32", (obs_dim - state_dim,)),
+        **{name: Feature("float32", values.shape) for name, values in vectors.items()},
         "action": Feature("float32", (action_dim,)),
         "next.reward": Feature("float32", (1,)),
         "next.done": Feature("bool", (1,)),
         "next.success": Feature("bool", (1,)),
     }
+
+
+def recorded_vectors(state_vectors: StateVectors, observation: Observation) -> dict[str, NDArray[np.floating]]:
+    """The `SimulatedTask.state_vectors` of an observation, under LeRobot's names."""
+    return {f"observation.{name}": observation[entry][part] for name, (entry, part) in state_vectors.items()}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class EpisodeRecording:
     fps: int
     features: Mapping[str, Feature]
     task: str
-    robot_state: slice
+    state_vectors: StateVectors
 
     @contextmanager
     def __call__(self, seed: int) -> Iterator[Recorder]:
@@ -62,9 +70,7 @@ class EpisodeRecording:
             yield record
 
     def _observed(self, state: State) -> dict[str, Any]:
-        observation = np.asarray(state.observation)
         return {
             CAMERA: state.camera(self.features[CAMERA].shape[0]),
-            "observation.state": observation[self.robot_state],
-            "observation.environment_state": np.delete(observation, self.robot_state),
+            **recorded_vectors(self.state_vectors, state.observation),
         }

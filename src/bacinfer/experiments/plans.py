@@ -87,7 +87,7 @@ def make_plan(policy: Any, task: Task, method: Method, source: ScheduleSource) -
     with sampled_by(policy, method.sampler):
         cache = None if method.cache == "plain" else _make_schedule(policy, task, method, source)
         if cache is not None and warm_start is not None:
-            warm_start = replace(warm_start, cache=_spaced(policy, method, warm_start.sampler.num_steps))
+            warm_start = replace(warm_start, cache=spaced_schedule(policy, method, warm_start.sampler.num_steps))
     return SamplingPlan(cache, method.sampler, warm_start, made_for)
 
 
@@ -106,7 +106,7 @@ def _make_schedule(policy: Any, task: Task, method: Method, source: ScheduleSour
     if M > K:
         raise ValueError(f"{method.spec}: num_caches must be in 1..{K} (K, the number of denoising steps), got {M}")
     if method.cache in ("lossless", "uniform", "threshold"):
-        return _spaced(policy, method, K)
+        return spaced_schedule(policy, method, K)
     if method.cache == "edit":
         return CacheSchedule.unified(keys, K, method.steps or ())
 
@@ -126,7 +126,7 @@ def _make_schedule(policy: Any, task: Task, method: Method, source: ScheduleSour
     return schedule.with_last_step()
 
 
-def _spaced(policy: Any, method: Method, num_steps: int) -> CacheSchedule:
+def spaced_schedule(policy: Any, method: Method, num_steps: int) -> CacheSchedule:
     """The schedule of a lossless, uniform or threshold method."""
     keys = [block.key for block in find_blocks(policy.model)]
     if method.cache == "lossless":

@@ -134,7 +134,8 @@ def read_plain_result(directory: Path, device: str | torch.device = "cpu") -> Pl
     try:
         benchmark = read_json(directory / BENCHMARK_FILE)
         measured = benchmark["fast"]
-        latency = Latency(*(measured[f"latency_{name}"] for name in ("p50", "p95", "p99", "calls")))
+        names = ("p50", "p95", "p99", "calls", "encoder", "denoising")
+        latency = Latency(*(measured[f"latency_{name}"] for name in names))
         cost = Cost(latency, measured["frequency"], measured["flops"], measured["peak_memory"])
         log = read_json(directory / LOG_FILE)
         rollout = Rollout(
@@ -178,6 +179,8 @@ def make_row(result: Result, plain: PlainResult, *, device: str, **configuration
         latency_p95=cost.latency.p95,
         latency_p99=cost.latency.p99,
         latency_calls=cost.latency.num_calls,
+        encoder_p50=cost.latency.encoder,
+        denoising_p50=cost.latency.denoising,
         plain_latency_p50=result.plain_latency.p50,
         actions_per_second=cost.frequency,
         speedup=result.speedup,
@@ -224,6 +227,8 @@ def _times(latency: Latency) -> dict[str, Any]:
         "latency_p95": latency.p95,
         "latency_p99": latency.p99,
         "latency_calls": latency.num_calls,
+        "latency_encoder": latency.encoder,
+        "latency_denoising": latency.denoising,
     }
 
 

@@ -63,6 +63,8 @@ class Row:
         action_error: RMS difference to the plain policy's actions, normalised units, with equal noise.
         noise_error: the same between two draws of the plain policy's noise, to see an action error against.
         latency_p50, latency_p95, latency_p99: of one call at batch 1.
+        encoder_p50, denoising_p50: how its calls divide into the denoising loop and all before and after it, medians;
+            None where the policy's loop is no method of its own.
         plain_latency_p50: of the plain policy, timed just before in the same process; `speedup` is their ratio.
         flops: floating-point operations of one call, `flops_fraction` the share of the plain policy's.
         peak_memory: bytes; on CUDA of tensors, on a CPU of the whole process, during one call.
@@ -108,6 +110,8 @@ class Row:
     latency_p95: float
     latency_p99: float
     latency_calls: int
+    encoder_p50: float | None
+    denoising_p50: float | None
     plain_latency_p50: float
     actions_per_second: float
     speedup: float

@@ -1,33 +1,45 @@
-"""How long one call of a policy takes."""
+"""How long one call of a policy takes, and how that divides into encoding what was observed and denoising."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from bacinfer.core.calls import seeded_noise, timed_call
+from bacinfer.core.calls import owner_of, policy_device, seeded_noise, timed, timed_call
+from bacinfer.core.patching import Patch
 
 NUM_WARMUP_CALLS = 3
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall time of a call, in seconds: median, 95th and 99th percentile of `num_calls` calls."""
+    """Wall time of a call, in seconds: median, 95th and 99th percentile of `num_calls` calls.
+
+    Attributes:
+        encoder: Median of what a call takes before and after its denoising loop, most of it for encoding pictures where
+            the policy sees. None where the loop is no method of its own, as Diffusion Policy's `conditional_sample` is.
+        denoising: Median of the loop itself; likewise.
+    """
 
     p50: float
     p95: float
     p99: float
     num_calls: int
+    encoder: float | None = None
+    denoising: float | None = None
 
 
 def measure_latency(policy: Any, obs: Any, num_calls: int = 20) -> Latency:
     """Times `num_calls` calls on one observation (a robot's batch is 1), after three that do not count.
 
-    On CUDA the device is synchronised before and after each call.
+    On CUDA the device is synchronised before and after each call and its denoising loop.
 
     Raises:
         ValueError: no calls.
@@ -48,17 +60,57 @@ def measure_latencies(
     if num_calls < 1:
         raise ValueError(f"the latency of {num_calls} calls: expected at least one")
     seconds: dict[str, list[float]] = {name: [] for name in variants}
+    denoising: dict[str, list[float]] = {name: [] for name in variants}
     with seeded_noise(policy, 0):
         for _ in tqdm(range(NUM_WARMUP_CALLS + num_calls), "latency", unit="call"):
             for name, become in variants.items():
                 become()
-                seconds[name].append(timed_call(policy, obs)[1])
-    return {name: _latency(times[NUM_WARMUP_CALLS:]) for name, times in seconds.items()}
+                with _denoising_timed(policy) as loops:
+                    seconds[name].append(timed_call(policy, obs)[1])
+                denoising[name] += [sum(loops)] if loops else []
+    return {name: _latency(seconds[name][NUM_WARMUP_CALLS:], denoising[name][NUM_WARMUP_CALLS:]) for name in variants}
 
 
-def _latency(seconds: Sequence[float]) -> Latency:
+@contextmanager
+def _denoising_timed(policy: Any) -> Iterator[list[float]]:
+    """Inside, the wall time of each denoising loop is added to the list, where the loop is a method of its own."""
+    owner = owner_of(policy)
+    loops: list[float] = []
+    if not hasattr(owner, "conditional_sample"):
+        yield loops
+        return
+    loop = _TimedLoop(owner, policy_device(policy), loops)
+    loop.install()
+    try:
+        yield loops
+    finally:
+        loop.remove()
+
+
+class _TimedLoop(Patch):
+    """`conditional_sample`, timed; around that of an engine, where one runs the policy."""
+
+    def __init__(self, owner: Any, device: torch.device, seconds: list[float]) -> None:
+        super().__init__(owner, "conditional_sample")
+        self.device, self.seconds = device, seconds
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        result, seconds = timed(partial(self.original, *args, **kwargs), self.device)
+        self.seconds.append(seconds)
+        return result
+
+
+def _latency(seconds: Sequence[float], denoising: Sequence[float]) -> Latency:
     p50, p95, p99 = map(float, np.percentile(seconds, [50, 95, 99]))
-    return Latency(p50, p95, p99, len(seconds))
+    if not denoising:
+        return Latency(p50, p95, p99, len(seconds))
+    encoder = float(np.median(np.subtract(seconds, denoising)))
+    return Latency(p50, p95, p99, len(seconds), encoder, float(np.median(denoising)))
+
+
+def divided(encoder: float | None, denoising: float | None) -> str:
+    """How a call divides, in milliseconds, for tables; a dash where that is not known."""
+    return "-" if encoder is None or denoising is None else f"{1e3 * encoder:.1f} + {1e3 * denoising:.1f}"
 
 
 def actions_per_second(policy: Any, latency: Latency) -> float:

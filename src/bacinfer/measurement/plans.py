@@ -19,7 +19,7 @@ from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.measurement.action_error import is_normalised, rms_difference, sampled_actions
 from bacinfer.measurement.flops import count_flops
-from bacinfer.measurement.latency import Latency, measure_latencies
+from bacinfer.measurement.latency import Latency, divided, measure_latencies
 from bacinfer.measurement.statistics import CONFIDENCE, Estimate
 
 PLAIN = "plain"
@@ -66,7 +66,8 @@ class Measurements:
 
     def __str__(self) -> str:
         width = max(map(len, self.rows))
-        lines = [f"{'':{width}}  {'action error':>23}  {'p50 / p95 / p99, ms':>23}  speedup     GFLOPs  engine"]
+        times = f"{'p50 / p95 / p99, ms':>23}  speedup  encoder + denoising, ms"
+        lines = [f"{'':{width}}  {'action error':>23}  {times}     GFLOPs  engine"]
         lines += [f"{name:{width}}  {_cells(row)}" for name, row in self.rows.items()]
         error = self.noise_error
         over = "" if error.low is None else f", with its {CONFIDENCE:.0%} interval over {error.count} observations"
@@ -74,7 +75,7 @@ class Measurements:
             f"Action error: RMS difference to the plain policy's actions at equal noise, {self.unit}{over}; between "
             f"two draws of the noise it is {_with_interval(error)}.",
             f"Latency: {self.rows[PLAIN].latency.num_calls} calls at the first observation, taken in turn, on "
-            f"{self.device}, {self.num_threads} threads.",
+            f"{self.device}, {self.num_threads} threads; encoder: what they take before and after the denoising loop.",
         ]
         return "\n".join(lines)
 
@@ -159,8 +160,9 @@ def _actions(policy: Any, observations: Sequence[Any], noise_seed: int) -> Tenso
 def _cells(row: Measurement) -> str:
     error = "-" if row.engine is None else _with_interval(row.action_error)
     times = " / ".join(f"{1e3 * seconds:.1f}" for seconds in (row.latency.p50, row.latency.p95, row.latency.p99))
+    parts = divided(row.latency.encoder, row.latency.denoising)
     engine = row.engine or "-"
-    return f"{error:>23}  {times:>23}  {row.speedup:6.2f}x  {row.flops / 1e9:9.4f}  {engine}"
+    return f"{error:>23}  {times:>23}  {row.speedup:6.2f}x  {parts:>23}  {row.flops / 1e9:9.4f}  {engine}"
 
 
 def _with_interval(error: Estimate) -> str:

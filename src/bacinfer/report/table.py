@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bacinfer.experiments.store import Row
 from bacinfer.files import atomic_write
+from bacinfer.measurement.latency import divided
 from bacinfer.measurement.statistics import CONFIDENCE
 from bacinfer.tasks.table import TASKS
 
@@ -36,7 +37,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, markdo
 
 METHOD_HEADER = [
     *("method", "score ± s.e.", "difference to plain", "action error", "GFLOPs"),
-    *("p50 / p95 / p99, ms", "actions/s", "speedup", "peak MB", "policy + rest, s"),
+    *("p50 / p95 / p99, ms", "actions/s", "speedup", "encoder + denoising, ms", "peak MB", "policy + rest, s"),
 ]
 
 
@@ -56,6 +57,7 @@ def method_cells(row: Row) -> list[str]:
         " / ".join(f"{1e3 * seconds:.1f}" for seconds in (row.latency_p50, row.latency_p95, row.latency_p99)),
         f"{row.actions_per_second:.1f}",
         f"{row.speedup:.2f}x",
+        divided(row.encoder_p50, row.denoising_p50),
         "-" if row.peak_memory is None else f"{row.peak_memory / 1e6:.0f}",
         f"{row.policy_seconds:.1f} + {row.env_seconds:.1f}",
     ]
@@ -78,7 +80,7 @@ def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
         f"Action error: RMS, normalised units, same noise; between two draws of the plain policy's noise it is "
         f"{first.noise_error:.3f}.",
         f"Latency: {first.latency_calls} calls at batch 1, {first.threads} threads, {first.hardware}; speedup: against "
-        "the plain policy, timed just before.",
+        "the plain policy, timed just before; encoder: what calls take before and after the denoising loop, medians.",
         *notes(rows),
     ]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from bacinfer.tasks.base import Rollout, Task
 from bacinfer.tasks.disturbances import check_disturbable
 from bacinfer.tasks.metaworld import MAX_STEPS as ARM_MAX_STEPS
 from bacinfer.tasks.metaworld import MetaWorldTask
-from bacinfer.tasks.pusht import MAX_STEPS, PushTTask
+from bacinfer.tasks.pusht import IMAGE_SIZE, MAX_STEPS, PushTImageTask, PushTTask
 from bacinfer.tasks.runner import RunnerTask, runner_class
 from bacinfer.tasks.simulated import SimulatedTask
 from bacinfer.tasks.table import TASKS, TaskInfo
@@ -19,6 +19,7 @@ from bacinfer.tasks.table import TASKS, TaskInfo
 __all__ = [
     "TASKS",
     "MetaWorldTask",
+    "PushTImageTask",
     "PushTTask",
     "Rollout",
     "RunnerTask",
@@ -36,8 +37,9 @@ _PUSHT_SETTINGS = {
     "legacy_test": True,
     "keypoint_visible_rate": 1.0,
     "agent_keypoints": False,
+    "render_size": IMAGE_SIZE,
 }
-_PUSHT = ".PushTKeypointsRunner"
+_PUSHT = {"PushTKeypointsRunner": PushTTask, "PushTImageRunner": PushTImageTask}
 _ARM = "bacinfer.tasks.metaworld.MetaWorldTask"
 
 
@@ -45,7 +47,7 @@ def make_task(cfg: DictConfig, *, trust_checkpoint: bool = False) -> Task:
     """The task that the configuration of a checkpoint (as `read_checkpoint` gives it) describes.
 
     That is the checkpoint's own environment runner of the ``diffusion_policy`` package, or this project's robot arm;
-    low-dimensional Push-T also runs without that package, on gym-pusht.
+    Push-T, low-dimensional and image, also runs without that package, on gym-pusht.
 
     Raises:
         ValueError: no runner in the configuration, or one that is not defined in ``diffusion_policy``.
@@ -57,7 +59,7 @@ def make_task(cfg: DictConfig, *, trust_checkpoint: bool = False) -> Task:
     try:
         return RunnerTask(task_name(cfg), runner_class(target, trust_checkpoint=trust_checkpoint), arguments)
     except ImportError as error:
-        if target.endswith(_PUSHT):
+        if _class_name(target) in _PUSHT:
             return make_simulated_task(cfg)
         raise RuntimeError(
             f"task {task_name(cfg)} needs {target}, which cannot be imported ({error}). {INSTALL_HINT}"
@@ -74,11 +76,11 @@ def make_simulated_task(cfg: DictConfig) -> SimulatedTask:
     if target == _ARM:
         max_steps = int(arguments.get("max_steps") or ARM_MAX_STEPS)
         return MetaWorldTask(task_name(cfg), arguments["env_name"], int(cfg.n_obs_steps), max_steps)
-    if target.endswith(_PUSHT):
-        return _pusht(cfg, arguments)
+    if (name := _class_name(target)) in _PUSHT:
+        _check_pusht(arguments)
+        return _PUSHT[name](int(cfg.n_obs_steps), int(arguments.get("max_steps") or MAX_STEPS))
     raise ValueError(
-        f"task {task_name(cfg)} runs in {target} alone: only low-dimensional Push-T and the robot arm of Meta-World "
-        "are simulated here"
+        f"task {task_name(cfg)} runs in {target} alone: only Push-T and the robot arm of Meta-World are simulated here"
     )
 
 
@@ -102,9 +104,13 @@ def task_name(cfg: DictConfig) -> str:
     return next((task for prefix, task in prefixes.items() if name.startswith(prefix)), name)
 
 
-def _pusht(cfg: DictConfig, arguments: dict[str, Any]) -> PushTTask:
+def _class_name(target: str) -> str:
+    return target.rpartition(".")[2]
+
+
+def _check_pusht(arguments: dict[str, Any]) -> None:
+    """Raises ValueError for a runner's settings that are not simulated here."""
     found = {key: arguments[key] for key in _PUSHT_SETTINGS if arguments.get(key) is not None}
     expected = {key: _PUSHT_SETTINGS[key] for key in found}
     if found != expected:
         raise ValueError(f"Push-T without diffusion_policy supports {expected}, but the checkpoint has {found}")
-    return PushTTask(n_obs_steps=int(cfg.n_obs_steps), max_steps=int(arguments.get("max_steps") or MAX_STEPS))

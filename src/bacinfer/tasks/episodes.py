@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 
 from bacinfer.tasks.video import Frame
 
+Observation = Mapping[str, NDArray[np.floating]]
+"""What is observed at one moment, by the names that policies know it by: ``{"obs": [obs_dim]}``, or pictures."""
+
 
 class Simulator(Protocol):
     """An environment, at the initial state of a seed when it is made."""
 
     @property
-    def observation(self) -> NDArray[np.floating]:
-        """[obs_dim], in data units."""
+    def observation(self) -> Observation:
+        """In data units; pictures [C, H, W], from 0 to 1."""
         ...
 
     def step(self, action: NDArray[np.floating]) -> tuple[float, bool]:
@@ -39,7 +42,7 @@ class State:
     """What an episode looks like at its start, and after each step.
 
     Attributes:
-        observation: [obs_dim], of one moment.
+        observation: of one moment.
         action: [action_dim], the action that led here; None at the start.
         reward: what that action gave.
         solved: the task is solved here, which ends the episode.
@@ -47,7 +50,7 @@ class State:
         render, camera: draw the state, see `Simulator`. Later calls draw a later state: call at once or not at all.
     """
 
-    observation: NDArray[np.floating]
+    observation: Observation
     action: NDArray[np.floating] | None
     reward: float
     solved: bool
@@ -106,9 +109,11 @@ class Episode:
                     return
 
     @property
-    def observation(self) -> NDArray[np.float32]:
-        """The last observations, [n_obs_steps, obs_dim]; the first one stands in for those before it."""
-        return np.stack(self._history).astype(np.float32)
+    def observation(self) -> dict[str, NDArray[np.float32]]:
+        """The last observations, each entry [n_obs_steps, ...]; the first one stands in for those before it."""
+        return {
+            name: np.stack([moment[name] for moment in self._history]).astype(np.float32) for name in self._history[0]
+        }
 
     def break_off(self) -> None:
         """Closes the recorders of an episode that is not done as after an exception."""
@@ -135,7 +140,7 @@ class Episode:
 class Progress:
     """How far an episode is: what the policy sees of it, its score (highest reward) so far, and what broke it."""
 
-    observation: NDArray[np.float32] | None
+    observation: dict[str, NDArray[np.float32]] | None
     num_steps: int = 0
     score: float = 0.0
     done: bool = False

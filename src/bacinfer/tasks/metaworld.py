@@ -14,13 +14,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bacinfer.tasks.simulated import SimulatedTask
+from bacinfer.tasks.episodes import Observation
+from bacinfer.tasks.simulated import SimulatedTask, StateVectors
 from bacinfer.tasks.video import Frame
 
 MAX_STEPS = 200
@@ -49,7 +50,7 @@ class MetaWorldTask(SimulatedTask):
     """A task of Meta-World with one object, by its name there (``drawer-open-v3``)."""
 
     fps = 80
-    robot_state = slice(0, 4)
+    state_vectors: ClassVar[StateVectors] = {"state": ("obs", slice(4)), "environment_state": ("obs", slice(4, None))}
     disturbed_before = range(10, 40)
 
     def __init__(self, name: str, env_name: str, n_obs_steps: int = 2, max_steps: int = MAX_STEPS) -> None:
@@ -80,9 +81,9 @@ class MetaWorldSimulator:
         self._renderer: Any = None
 
     @property
-    def observation(self) -> NDArray[np.float64]:
+    def observation(self) -> Observation:
         state, hand = self._state, self._state[_HAND]
-        return np.concatenate([hand, state[_GRIPPER], state[_OBJECT] - hand, state[_GOAL] - hand])
+        return {"obs": np.concatenate([hand, state[_GRIPPER], state[_OBJECT] - hand, state[_GOAL] - hand])}
 
     def step(self, action: NDArray[np.floating]) -> tuple[float, bool]:
         self._state, _, _, _, info = self._env.step(np.clip(action, -1, 1).astype(np.float32))

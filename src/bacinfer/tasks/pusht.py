@@ -1,17 +1,19 @@
 """Push-T as Diffusion Policy evaluates it (observations, initial states, score), on gym-pusht's simulator.
 
-An observation is 20 numbers in pixels (0..512): nine keypoints of the T block, x0, y0, x1, y1, …, then the pusher's
-x, y. A reward is min(coverage / 0.95, 1), the score of an episode its highest reward.
+Policies observe either 20 numbers in pixels (0..512), nine keypoints of the T block, x0, y0, x1, y1, …, then the
+pusher's x, y; or a picture and the pusher's x, y. A reward is min(coverage / 0.95, 1), the score of an episode its
+highest reward.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bacinfer.tasks.simulated import SimulatedTask
+from bacinfer.tasks.episodes import Observation
+from bacinfer.tasks.simulated import SimulatedTask, StateVectors
 from bacinfer.tasks.video import Frame
 
 KEYPOINTS = np.array(
@@ -37,6 +39,8 @@ steps of the human demonstrations. Half of the steps are within 1.5e-5 px of tha
 MAX_STEPS = 300
 AN_INSTANT = 1e-9
 VIDEO_SIZE = 384
+IMAGE_SIZE = 96
+"""Of the pictures that policies see."""
 
 PUSHES = (80, 160)
 """Pixels by which a disturbance moves the block; the board has 512."""
@@ -52,7 +56,7 @@ class PushTTask(SimulatedTask):
     name = "pusht"
     fps = 10
     description = "Push the T-shaped block onto the T-shaped target."
-    robot_state = slice(18, 20)
+    state_vectors: ClassVar[StateVectors] = {"state": ("obs", slice(18, 20)), "environment_state": ("obs", slice(18))}
     disturbed_before = range(40, 140)
 
     def __init__(self, n_obs_steps: int = 2, max_steps: int = MAX_STEPS) -> None:
@@ -60,6 +64,16 @@ class PushTTask(SimulatedTask):
 
     def simulator(self, seed: int) -> PushTSimulator:
         return PushTSimulator(seed)
+
+
+class PushTImageTask(PushTTask):
+    """Push-T for policies that see."""
+
+    name = "pusht_image"
+    state_vectors: ClassVar[StateVectors] = {"state": ("agent_pos", slice(2))}
+
+    def simulator(self, seed: int) -> PushTImageSimulator:
+        return PushTImageSimulator(seed)
 
 
 class PushTSimulator:
@@ -70,8 +84,8 @@ class PushTSimulator:
         self._state, _ = self._env.reset(options={"reset_to_state": initial_state(seed)})
 
     @property
-    def observation(self) -> NDArray[np.float64]:
-        return observation(self._state)
+    def observation(self) -> Observation:
+        return {"obs": observation(self._state)}
 
     def step(self, action: NDArray[np.floating]) -> tuple[float, bool]:
         self._state, reward, solved, _, _ = self._env.step(action)
@@ -94,6 +108,15 @@ class PushTSimulator:
         """What policies see in gym-pusht's own observations of pixels."""
         self._env.observation_width = self._env.observation_height = size
         return self._env._render()
+
+
+class PushTImageSimulator(PushTSimulator):
+    """The same, seen by a camera: a picture [3, IMAGE_SIZE, IMAGE_SIZE], 0 to 1, and the pusher's x, y in pixels."""
+
+    @property
+    def observation(self) -> Observation:
+        picture = self.camera(IMAGE_SIZE).transpose(2, 0, 1)
+        return {"image": picture.astype(np.float32) / 255, "agent_pos": self._state[:2]}
 
 
 def make_env() -> Any:

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -31,14 +31,20 @@ SMALLEST_HALF = 16
 """Episodes in the smaller batch from which on two are run in turns: a policy's call takes hardly less for fewer."""
 
 
+StateVectors = Mapping[str, tuple[str, slice]]
+"""Vectors as parts of an observation's entries: the robot's own ``state``, and its surroundings' where it is observed,
+``environment_state``."""
+
+
 class SimulatedTask(ABC):
-    """A task for any policy that takes ``{"obs": [B, n_obs_steps, obs_dim]}`` and gives action chunks.
+    """A task for any policy that takes what its simulator observes, each entry [B, n_obs_steps, ...], and gives action
+    chunks.
 
     Attributes:
         name: the task's name.
         fps: environment steps in a second of the simulated world.
         description: what the robot is to do, in words.
-        robot_state: the entries of an observation that are the robot's own state; the others are its surroundings'.
+        state_vectors: what data sets keep of an observation besides a picture.
         disturbed_before: the steps of an episode before one of which its simulator, a `DisturbableSimulator`, can be
             disturbed; empty where it cannot.
     """
@@ -46,7 +52,7 @@ class SimulatedTask(ABC):
     name: str
     fps: int
     description: str
-    robot_state: slice
+    state_vectors: ClassVar[StateVectors]
     disturbed_before = range(0)
 
     def __init__(self, n_obs_steps: int, max_steps: int) -> None:
@@ -166,7 +172,7 @@ class _Batch:
         self._stream = CallStream(policy, noise_seed + seeds[0])
         self._workers = workers
         self._worker_of = {seed: i % len(workers) for i, seed in enumerate(seeds)}
-        self._observations: dict[int, NDArray[np.float32]] = {}
+        self._observations: dict[int, dict[str, NDArray[np.float32]]] = {}
         self.progress = {seed: Progress(None) for seed in seeds}
         self._pending: list[Pending] = [
             workers.start(worker, [seed for seed in seeds if self._worker_of[seed] == worker])
@@ -232,8 +238,12 @@ def _batch_size(num_episodes: int, n_envs: int) -> tuple[int, int]:
     return (half, 2) if half >= SMALLEST_HALF else (min(n_envs, num_episodes), 1)
 
 
-def _to_policy(observations: Sequence[NDArray[np.float32]], policy: Any) -> dict[str, Tensor]:
-    return {"obs": torch.from_numpy(np.stack(observations)).to(policy_device(policy))}
+def _to_policy(observations: Sequence[Mapping[str, NDArray[np.float32]]], policy: Any) -> dict[str, Tensor]:
+    """A batch of episodes' observations, each entry [B, n_obs_steps, ...], on the policy's device."""
+    device = policy_device(policy)
+    return {
+        name: torch.from_numpy(np.stack([each[name] for each in observations])).to(device) for name in observations[0]
+    }
 
 
 def _report(failures: Mapping[int, str], num_episodes: int) -> None:

@@ -29,7 +29,7 @@ class TaskInfo:
         return self.name if len(self.metrics) == 1 else f"{self.name}_{metric}"
 
 
-GROUPS = ("ph", "mh", "lowdim", "arm")
+GROUPS = ("ph", "mh", "lowdim", "arm", "image")
 
 TASKS: dict[str, TaskInfo] = {
     info.name: info
@@ -49,6 +49,7 @@ TASKS: dict[str, TaskInfo] = {
         TaskInfo("assembly", "arm"),
         TaskInfo("drawer_open", "arm", smoke_test="two denoising steps solve it 50 times of 50"),
         TaskInfo("pick_place", "arm", smoke_test="one denoising step solves it 100 times of 100"),
+        TaskInfo("pusht_image", "image"),
     )
 }
 
@@ -67,7 +68,7 @@ def tasks_named(names: Iterable[str]) -> list[TaskInfo]:
 
 
 def tasks_in_group(group: str) -> list[TaskInfo]:
-    """The table's rows of ``ph``, ``mh``, ``lowdim`` or ``arm``."""
+    """The table's rows of ``ph``, ``mh``, ``lowdim``, ``arm`` or ``image``."""
     if group not in GROUPS:
         raise ValueError(f"unknown task group {group}: expected one of {', '.join(GROUPS)}")
     return [info for info in TASKS.values() if info.group == group]

@@ -81,7 +81,7 @@ def _episode(env_name: str, seed: int, disturbed: float) -> tuple[NDArray[np.flo
     noise = np.random.default_rng(seed)
     obs, actions = [], []
     for _ in range(MAX_STEPS):
-        obs.append(simulator.observation)
+        obs.append(simulator.observation["obs"])
         actions.append(simulator.expert_action(expert))
         _, solved = simulator.step(actions[-1] + [*NOISE * noise.standard_normal(3), 0.0])
         if solved:

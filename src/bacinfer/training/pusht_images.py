@@ -16,11 +16,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from bacinfer.tasks.pusht import draw_state, make_env
+from bacinfer.tasks.pusht import IMAGE_SIZE, draw_state, make_env
 from bacinfer.training.dataset import read_episodes
 
-FRAME = (3, 96, 96)
-"""Colours, height and width of a frame: what gym-pusht's own observations of pixels have."""
+FRAME = (3, IMAGE_SIZE, IMAGE_SIZE)
+"""Colours, height and width of a frame."""
 
 
 @dataclass(frozen=True)

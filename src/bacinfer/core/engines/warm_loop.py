@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ class WarmLoop(Patch):
 
     Attributes:
         memory: Of the calls that come next.
+        on_disagreement: Is shown the disagreement [B] of each warm call.
 
     Raises:
         ValueError: the policy's loop is another one, it cannot be told that an episode starts, or how many steps are
@@ -54,6 +56,7 @@ class WarmLoop(Patch):
         self.engine = engine
         self.num_executed: int = num_executed
         self.memory = Memory()
+        self.on_disagreement: Callable[[Tensor], None] | None = None
         self._reset = _Reset(policy, self)
 
     def install(self) -> None:
@@ -93,9 +96,15 @@ class WarmLoop(Patch):
         alpha = own_scheduler(self.owner).alphas_cumprod[timesteps[0]].to(last)
         start = alpha.sqrt() * last + (1 - alpha).sqrt() * call.draw_noise()
         sample = self.engine.denoise(replace(call, start=start))
-        if self.warm_start.max_disagreement is None:
+        threshold = self.warm_start.max_disagreement
+        if threshold is None and self.on_disagreement is None:
             return sample
-        overtaken = ~(disagreement(sample, last, self.num_executed) <= self.warm_start.max_disagreement)
+        moved = disagreement(sample, last, self.num_executed)
+        if self.on_disagreement is not None:
+            self.on_disagreement(moved)
+        if threshold is None:
+            return sample
+        overtaken = ~(moved <= threshold)
         if overtaken.any():
             self.engine.begin()
             sample = torch.where(overtaken[:, None, None], self._cold(call), sample)

@@ -32,7 +32,7 @@ _SORTED_BY = dict(
         METHOD_HEADER,
         (
             *("label", "score", "score_difference", "action_error", "flops", "latency_p50"),
-            *("actions_per_second", "speedup", "peak_memory", "policy_seconds"),
+            *("actions_per_second", "speedup", "denoising_p50", "peak_memory", "policy_seconds"),
         ),
         strict=True,
     )

@@ -131,8 +131,10 @@ def rollout_frames(policy: Any, task: SimulatedTask, seeds: Sequence[int], image
         [
             {
                 CAMERA: picture,
-                "observation.state": before.observation[task.robot_state].astype(np.float32),
-                "observation.environment_state": np.delete(before.observation, task.robot_state).astype(np.float32),
+                **{
+                    f"observation.{name}": before.observation[entry][part].astype(np.float32)
+                    for name, (entry, part) in task.state_vectors.items()
+                },
                 "action": np.asarray(after.action, dtype=np.float32),
                 "next.reward": np.array([after.reward], dtype=np.float32),
                 "next.done": np.array([after is states[seed][-1][0]]),

@@ -1,0 +1,107 @@
+"""The fastest plan of a checkpoint that loses nothing, or the best one for a latency: ``bacinfer calibrate``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from bacinfer.commands.options import (
+    add_engine_argument,
+    add_policy_arguments,
+    integers,
+    load_policy_and_config,
+    path_argument,
+    run_command,
+)
+from bacinfer.experiments.calibration import ROUNDS, Target, calibrate
+from bacinfer.experiments.candidates import plans_of
+from bacinfer.experiments.method import GRAMMAR, parse_methods
+from bacinfer.report.frontier import write_frontier
+from bacinfer.tasks import make_task
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bacinfer calibrate",
+        description="Runs plans of all costs in the checkpoint's task, against the plain policy on the same episodes, "
+        "keeps the promising ones for longer, and confirms the winner on fresh episodes. Writes OUT/plan.json, for "
+        "bacinfer.apply, and OUT/calibration.html. Run it again to go on after an interruption.",
+        epilog=f"methods:\n{GRAMMAR}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_policy_arguments(parser)
+    parser.add_argument("-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="where results go")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--latency_ms", type=float, metavar="MS", help="the best plan that takes at most MS a call")
+    target.add_argument(
+        "--frequency", type=float, metavar="HZ", help="the best plan that makes at least HZ calls a second"
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=0.02,
+        metavar="M",
+        help="a plan loses nothing where its score is less than M below the plain policy's (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stateful",
+        action="store_true",
+        help="try warm starts too: for a policy that serves one robot, or one batch of environments, and is reset at "
+        "the start of every episode",
+    )
+    parser.add_argument("--methods", metavar="A,B", help="what to try (default: a search over all kinds)")
+    parser.add_argument(
+        "--rounds",
+        type=integers,
+        default=list(ROUNDS),
+        metavar="N,N",
+        help=f"episodes of each plan after each round (default: {','.join(map(str, ROUNDS))})",
+    )
+    parser.add_argument(
+        "--fresh", type=int, default=100, metavar="N", help="episodes to confirm on (default: %(default)s)"
+    )
+    parser.add_argument("--noise_seed", type=int, default=0, metavar="SEED", help="of the sampling noise")
+    add_engine_argument(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    policy, checkpoint = load_policy_and_config(args)
+    task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
+    latency = None if args.latency_ms is None else args.latency_ms / 1e3
+    if args.frequency is not None:
+        if not args.frequency > 0:
+            raise ValueError(f"--frequency {args.frequency}: expected a number above 0")
+        latency = 1 / args.frequency
+    methods = parse_methods(args.methods) if args.methods else None
+    if methods and not args.stateful and any(method.warm_start is not None for method in methods):
+        raise ValueError("--methods names warm starts, which keep state between calls: add --stateful if that is meant")
+    target = Target(latency, args.margin)
+    plans = None
+    if methods:
+        plans = plans_of(policy, methods, [obs for demo in range(8) for obs in task.observations(policy, demo)])
+    found = calibrate(
+        policy,
+        task,
+        args.output_dir,
+        target,
+        plans=plans,
+        stateful=args.stateful,
+        engine=args.engine,
+        rounds=args.rounds,
+        num_fresh=args.fresh,
+        noise_seed=args.noise_seed,
+    )
+    print(f"\n{found}")
+    page = write_frontier(found, args.output_dir, task.name)
+    print(f"results: {args.output_dir / 'plan.json'}, {page}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(run, build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

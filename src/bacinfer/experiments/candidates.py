@@ -1,0 +1,71 @@
+"""Which plans are worth trying on a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from bacinfer.analysis.find_plan import find_plan
+from bacinfer.core.engines import sampled_by
+from bacinfer.core.plan import Fingerprint, SamplingPlan
+from bacinfer.experiments.method import Method, parse_method
+from bacinfer.experiments.plans import spaced_schedule
+
+OWN_STEPS = (50, 25, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2)
+DDIM_STEPS = (16, 10, 8, 6, 5, 4, 3, 2)
+WARM_STARTS = ((0.3, 2), (0.3, 3), (0.4, 2), (0.4, 3), (0.4, 4), (0.5, 3), (0.5, 4), (0.5, 6), (0.6, 5))
+"""From which share of the training timesteps, in how many steps."""
+CACHES = ("own:20+bac:7:5", "own:10+uniform:5")
+
+
+def default_methods(policy: Any, *, stateful: bool) -> list[Method]:
+    """Methods of all kinds and costs that fit a plain policy; those that keep state between calls where they may."""
+    scheduler: Any = getattr(policy, "noise_scheduler", None)
+    K = policy.num_inference_steps
+    specs = [f"own:{n}" for n in OWN_STEPS if n < K]
+    if hasattr(scheduler, "config"):
+        num_levels = scheduler.config["num_train_timesteps"]
+        specs += [f"ddim:{n}" for n in DDIM_STEPS if n < num_levels]
+        if stateful:
+            starts = [(round(share * num_levels), n) for share, n in WARM_STARTS]
+            specs += [f"ddim:{min(10, num_levels)}+warm:{t}:{n}" for t, n in starts if n <= t + 1]
+    specs += [spec for spec in CACHES if int(spec.partition("+")[0].removeprefix("own:")) <= K]
+    return [parse_method(spec) for spec in specs]
+
+
+def plans_of(
+    policy: Any, methods: Iterable[Method], observations: Sequence[dict[str, Tensor]]
+) -> Mapping[str, SamplingPlan]:
+    """The plans of methods for a plain policy, by their spelling; schedules are found at the observations.
+
+    Raises:
+        ValueError: a method does not fit the policy, or is none of these: ``unified`` and ``edit`` have no plan here.
+    """
+    return dict(_plans(policy, methods, observations))
+
+
+def _plans(
+    policy: Any, methods: Iterable[Method], observations: Sequence[dict[str, Tensor]]
+) -> Iterator[tuple[str, SamplingPlan]]:
+    made_for = Fingerprint.of(policy)
+    for method in methods:
+        if method.cache in ("unified", "edit"):
+            raise ValueError(f"{method.spec}: calibration finds block-wise, bac, uniform and threshold schedules")
+        if method.metric is not None:
+            found = find_plan(
+                policy,
+                observations,
+                method.num_caches or 1,
+                method.num_bu_blocks or 0,
+                method.metric,
+                sampler=method.sampler,
+            )
+            yield method.spec, found
+            continue
+        cache, warm_start = None, method.warm_start
+        if method.cache in ("uniform", "threshold"):
+            with sampled_by(policy, method.sampler):
+                cache = spaced_schedule(policy, method, policy.num_inference_steps)
+        yield method.spec, SamplingPlan(cache, method.sampler, warm_start, made_for)
