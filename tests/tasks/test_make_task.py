@@ -68,7 +68,7 @@ def test_table_holds_the_benchmark() -> None:
     ]
     assert TASKS["pusht"].row_name("mean_score") == "pusht"
     assert TASKS["pusht"].group == "ph"
-    assert [info.name for info in tasks_in_group("arm")] == ["drawer_open", "pick_place"]
+    assert [info.name for info in tasks_in_group("arm")] == ["assembly", "drawer_open", "pick_place"]
     assert [info.name for info in tasks_in_group("image")] == ["pusht_image"]
 
 

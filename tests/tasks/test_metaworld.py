@@ -16,7 +16,7 @@ from bacinfer.tasks import metaworld
 from bacinfer.tasks.metaworld import MetaWorldSimulator, MetaWorldTask, scripted_expert
 from bacinfer.tasks.video import read_video
 
-ENVIRONMENTS = ["drawer-open-v3", "pick-place-v3"]
+ENVIRONMENTS = ["assembly-v3", "drawer-open-v3", "pick-place-v3"]
 
 
 def can_draw() -> bool:

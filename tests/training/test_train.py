@@ -328,7 +328,10 @@ def test_the_command(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert read_checkpoint(output / "checkpoints" / "latest.ckpt").progress("global_step") == 16
 
 
-@pytest.mark.parametrize(("task", "environment"), [("drawer_open", "drawer-open-v3"), ("pick_place", "pick-place-v3")])
+@pytest.mark.parametrize(
+    ("task", "environment"),
+    [("assembly", "assembly-v3"), ("drawer_open", "drawer-open-v3"), ("pick_place", "pick-place-v3")],
+)
 def test_the_robot_arm_s_configuration(task: str, environment: str) -> None:
     cfg = read_config([f"task={task}"], "train_arm")
     found = make_task(cfg)

@@ -25,9 +25,13 @@ from bacinfer.tasks.simulated import SimulatedTask, StateVectors
 from bacinfer.tasks.video import Frame
 
 MAX_STEPS = 200
-"""A scripted expert takes about 50 (pick-place) or 90 (drawer-open)."""
+"""A scripted expert takes about 50 (pick-place) or 90 (drawer-open, assembly)."""
 
-DESCRIPTIONS = {"drawer-open-v3": "Open the drawer.", "pick-place-v3": "Pick up the puck and hold it at the goal."}
+DESCRIPTIONS = {
+    "assembly-v3": "Put the wrench's ring on the peg.",
+    "drawer-open-v3": "Open the drawer.",
+    "pick-place-v3": "Pick up the puck and hold it at the goal.",
+}
 
 PUSHES = (0.03, 0.08)
 """Metres by which a disturbance moves the hand, in any horizontal direction."""

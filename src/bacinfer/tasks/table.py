@@ -46,6 +46,7 @@ TASKS: dict[str, TaskInfo] = {
         TaskInfo("transport_mh", "mh"),
         TaskInfo("block_pushing", "lowdim", ("p1", "p2")),
         TaskInfo("kitchen", "lowdim", ("p_1", "p_2", "p_3", "p_4")),
+        TaskInfo("assembly", "arm"),
         TaskInfo("drawer_open", "arm", smoke_test="two denoising steps solve it 50 times of 50"),
         TaskInfo("pick_place", "arm", smoke_test="one denoising step solves it 100 times of 100"),
         TaskInfo("pusht_image", "image"),
