@@ -41,6 +41,9 @@ class WalkSimulator:
         reward = abs(self._position - self._start)
         return reward, reward >= 1
 
+    def disturb(self, random: np.random.Generator) -> None:
+        self._position += random.uniform(-0.5, 0.5)
+
     def render(self) -> Frame:
         return np.full((32, 48, 3), min(self._steps * 10, 255), dtype=np.uint8)
 
@@ -55,6 +58,7 @@ class WalkTask(SimulatedTask):
     fps = 5
     description = "Walk."
     state_vectors: ClassVar[StateVectors] = {"state": ("obs", slice(1)), "environment_state": ("obs", slice(1, None))}
+    disturbed_before = range(3, 20)
 
     def __init__(self, max_steps: int = 40, faults: Mapping[int, str] | None = None) -> None:
         super().__init__(n_obs_steps=2, max_steps=max_steps)

@@ -13,7 +13,7 @@ from tiny_policies import K
 
 MAX_STEPS = 24
 
-_VALUES: dict[Any, Any] = {str: "text", int: 3, float: 0.25}
+_VALUES: dict[Any, Any] = {str: "text", int: 3, float: 0.25, bool: False}
 
 
 def make_row(key: str = "a", **values: Any) -> Row:

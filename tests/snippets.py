@@ -9,6 +9,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted(path for path in (ROOT / "docs").rglob("*.md") if path.resolve().is_relative_to(ROOT / "docs"))
 """Those that are written for the site; the others are files of the repository that it shows as well."""
+LEROBOT_PAGE = ROOT / "docs" / "how-to" / "lerobot.md"
+"""Its snippets need lerobot: they run in tests/lerobot_policies."""
 
 
 def snippets(page: Path, language: str) -> list[str]:

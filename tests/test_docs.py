@@ -13,13 +13,14 @@ import pytest
 
 import bacinfer
 from report.report_helpers import write_results
-from snippets import PAGES, README, ROOT, commands, links, python_of
+from snippets import LEROBOT_PAGE, PAGES, README, ROOT, commands, links, python_of
 
 ALL = [README, *PAGES]
+RUN_HERE = [page for page in ALL if page != LEROBOT_PAGE]
 SITE = (ROOT / "mkdocs.yml").read_text()
 
 
-@pytest.mark.parametrize("page", [page for page in ALL if python_of(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in RUN_HERE if python_of(page)], ids=lambda page: page.stem)
 def test_python_of_a_page_runs_in_order(page: Path, tmp_path: Path) -> None:
     for name in ("assets", "src"):  # so that what it writes goes elsewhere
         (tmp_path / name).symlink_to(ROOT / name)
@@ -35,6 +36,7 @@ SHORTER = {
     "bash shell/quickstart.sh": " --episodes 1 --latency_calls 2",
     "bacinfer eval": " -o {results} --n_test 1 --latency_calls 1 --skip_video",
     "bacinfer compare": " -o {results} --n_test 1 --latency_calls 1 --methods ddim:10,bac:5:1",
+    "bacinfer calibrate": " -o {tmp}/calibration --methods own:2,ddim:2 --rounds 2 --fresh 2",
     "bash shell/main/": " --output_dir {results} --n_test 1 --latency_calls 1",
     "bacinfer sweep": " results_dir={results} n_test=1 latency_calls=1 method=ddim:4",
     "python scripts/train_pusht.py task=pusht_image": " training.frames_dir={tmp}/frames",
@@ -45,7 +47,7 @@ SHORTER = {
 # What the whole suite is, or installs environments of its own.
 NOT_RUN = ("bash shell/test.sh", "bash shell/test_oldest.sh")
 
-COMMANDS = list(dict.fromkeys(command for page in ALL for command in commands(page)))
+COMMANDS = list(dict.fromkeys(command for page in RUN_HERE for command in commands(page)))
 
 
 def write_demonstrations(path: Path) -> None:

@@ -268,6 +268,14 @@ def report(out: Path, kind: str, num_bu_blocks: str = "1", num_caches: str = "2"
     return steps_report.main([kind, "--assets_dir", str(out), "--task", "pusht", *flags])
 
 
+def test_a_smoke_test_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    shipped = ["counts", "--assets_dir", str(Path(__file__).parents[2] / "assets"), "--num_caches", "10"]
+    assert steps_report.main([*shipped, "--task", "drawer_open"]) == 0
+    assert "drawer_open is a smoke test: two denoising steps solve it 50 times of 50" in capsys.readouterr().out
+    assert steps_report.main([*shipped, "--task", "pusht"]) == 0
+    assert "smoke test" not in capsys.readouterr().out
+
+
 def test_steps_before_and_after_bubbling_union(
     scheduled: assets.RunAssets, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

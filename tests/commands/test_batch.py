@@ -183,6 +183,20 @@ def test_choosing_tasks(evaluation: FakeEvaluation, flag: str, tasks: list[str])
     assert list(dict.fromkeys(Path(asked.checkpoint).parts[1] for asked in evaluation.runs)) == tasks
 
 
+def test_the_help_says_which_tasks_are_smoke_tests() -> None:
+    listed = " ".join(batch.build_parser("bac").format_help().split())
+    assert "drawer_open (a smoke test), pick_place (a smoke test)" in listed
+    assert "pusht," in listed
+
+
+def test_disturbed_episodes(evaluation: FakeEvaluation) -> None:
+    add_checkpoint("can_ph", 0, "latest.ckpt")
+    argv = ("--seeds=0", "--checkpoint_type=avg")
+    assert run(*argv) == 0
+    assert run(*argv, "--disturb") == 0
+    assert [asked.disturb for asked in evaluation.runs] == [False, True]
+
+
 def test_what_is_there_is_kept(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
     add_checkpoint("can_ph", 0, "latest.ckpt")
     argv = ("--seeds=0", "--checkpoint_type=avg")

@@ -23,7 +23,7 @@ from bacinfer.datasets.lerobot import LeRobotDatasetWriter
 from bacinfer.datasets.rollout_recording import frame_features
 from bacinfer.policies import load_policy
 from bacinfer.tasks import PushTTask
-from datasets.lerobot_helpers import CAMERA, Frames, check_equal, commit, frames, read_dataset, rollout_frames
+from lerobot_helpers import CAMERA, Frames, check_equal, commit, frames, read_dataset, rollout_frames
 from simulated_task import NoisyPolicy, WalkTask
 from small_experiments import MAX_STEPS
 

@@ -10,6 +10,9 @@ from bacinfer.commands.compare import DEFAULT_METHODS, main
 from bacinfer.experiments.method import parse_methods
 from bacinfer.experiments.store import ResultsStore
 from bacinfer.report.pareto import kind, plot_pareto
+from bacinfer.report.sections.comparisons import comparisons
+from bacinfer.report.sections.runs import run_table
+from bacinfer.tasks import PushTTask
 from small_experiments import make_row
 
 
@@ -37,6 +40,22 @@ def test_more_methods_later(command: list[str], tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err.count("kept") == 2
 
 
+def test_disturbed_and_undisturbed_runs_are_never_mixed_up(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PushTTask, "disturbed_before", range(2, 20))  # the episodes of these tests are short
+    assert main([*command, "--methods=ddim:4"]) == 0
+    assert "2 episodes from seed" in capsys.readouterr().out
+    assert main([*command, "--methods=ddim:4", "--disturb"]) == 0
+    output = capsys.readouterr()
+    assert "2 disturbed episodes from seed" in output.out
+    assert (output.err.count("evaluated"), output.err.count("kept")) == (2, 0)
+    assert "2 disturbed episodes from seed" in (tmp_path / "out" / "pareto.svg").read_text()
+    rows = ResultsStore(tmp_path / "out").rows()
+    assert [[row.disturb for row in group] for group in comparisons(rows)] == [[False, False], [True, True]]
+    assert "disturbed" in run_table(rows).header
+
+
 def test_a_film_of_what_is_kept(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     command = [*command, "--n_test=1", "--latency_calls=1", "--methods=ddim:4"]
     assert main(command) == 0
@@ -53,6 +72,7 @@ def test_a_film_of_what_is_kept(command: list[str], capsys: pytest.CaptureFixtur
         ("--methods=taylor:3", "unknown|no such method"),
         ("--methods=uniform:11", "num_caches must be in 1..10"),
         ("--methods=bac:3:7", "num_bu_blocks must be in 1..6"),
+        ("--disturb", "up to step 139, but its episodes have 24 steps"),
         ("--assets_dir=nowhere", "no directory nowhere"),
         ("--assets_dir=. --methods=ddim:4+bac:2:1,uniform:3", "--assets_dir has no effect"),
     ],

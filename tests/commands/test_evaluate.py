@@ -254,6 +254,7 @@ def test_episodes_come_before_the_timing(pusht_policy: Any, monkeypatch: pytest.
         (["--cache_mode=threshold", "--cache_threshold=0"], "0"),
         (["--seed=-3"], "negative"),
         (["--n_envs=0"], "--n_envs 0"),
+        (["--disturb"], "task pusht cannot be disturbed"),
         (["--cache_mode=edit"], "needs edit_steps"),
         (["--cache_mode=optimal"], "needs optimal_steps_dir"),
         (["--optimal_steps_dir=nowhere", "--num_caches=11"], "num_caches must be in 1..10"),

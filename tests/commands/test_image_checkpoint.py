@@ -15,7 +15,7 @@ from bacinfer.commands import eval as evaluate
 from bacinfer.experiments.run_files import read_plain_result
 from bacinfer.experiments.store import ResultsStore
 from bacinfer.tasks import PushTImageTask
-from datasets.lerobot_helpers import CAMERA, read_dataset
+from lerobot_helpers import CAMERA, read_dataset
 from tiny_image_policies import write_tiny_image_checkpoint
 
 K = 4

@@ -95,6 +95,11 @@ def test_which_checkpoint(workspace: Path) -> None:
             sweep.experiment(config(**given))
 
 
+def test_disturbed_episodes() -> None:
+    assert sweep.experiment(config(training_seed=1, checkpoint_type="avg", disturb=True)).disturb
+    assert not sweep.experiment(config(training_seed=1, checkpoint_type="avg")).disturb
+
+
 def test_a_results_directory_that_cannot_be_recorded() -> None:
     with pytest.raises(ValueError, match="no line break"):
         sweep.job.__wrapped__(config(checkpoint_type="avg", results_dir="two\nlines"))

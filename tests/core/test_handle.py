@@ -12,6 +12,7 @@ import bacinfer
 from bacinfer import CacheSchedule, FastDiffusionPolicy, PolicyHandle, SamplingPlan
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines.observing import observe_residuals
+from bacinfer.core.patching import Patch
 from helpers import WIDTH, TinyPolicy, act, decoder_model, observation
 
 K = 10
@@ -91,6 +92,53 @@ def test_every_function_takes_a_handle(calls_layers: bool, tmp_path: Path) -> No
     assert list(policy.state_dict()) == keys
     assert FastDiffusionPolicy.remove_cache(handle) is handle
     assert torch.equal(sample(policy), plain)
+
+
+class Encoding(Renamed):
+    """Its loop takes what was encoded of an observation, and does the layers' work without calling the model."""
+
+    def look(self, obs: dict[str, Tensor]) -> Tensor:
+        return self.plan_ahead({"obs": 2 * obs["obs"]})
+
+    def plan_ahead(self, obs: dict[str, Tensor]) -> Tensor:
+        x = torch.randn(len(obs["obs"]), 4, WIDTH)
+        for k in reversed(range(K)):
+            x = 0.9 * x - 0.2 * self.denoise(x, torch.tensor(k), obs["obs"])
+        return x
+
+    def denoise(self, x: Tensor, k: Tensor, condition: Tensor) -> Tensor:
+        return type(self.denoiser).forward(self.denoiser, x, k, condition)
+
+
+class ThroughTheModel(Patch):
+    def run(self, x: Tensor, k: Tensor, condition: Tensor) -> Tensor:
+        return self.owner.denoiser(x, k, condition)
+
+
+def test_a_loop_that_calls_no_model_with_what_was_encoded() -> None:
+    policy = Encoding(calls_layers=False)
+    handle = PolicyHandle(
+        policy.denoiser,
+        K,
+        (policy, "plan_ahead"),
+        act=policy.look,
+        patches=(ThroughTheModel(policy, "denoise"),),
+    )
+
+    def look() -> Tensor:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            return policy.look(observation(2))
+
+    plain = look()
+    plan = bacinfer.find_plan(handle, [observation(1)], 3, 2)
+    bacinfer.apply(handle, SamplingPlan())
+    assert torch.equal(look(), plain)
+    bacinfer.apply(handle, plan)
+    assert not torch.equal(look(), plain)
+    bacinfer.remove(handle)
+    assert torch.equal(look(), plain)
+    assert "denoise" not in vars(policy)
 
 
 @pytest.mark.parametrize("calls_layers", [False, True])

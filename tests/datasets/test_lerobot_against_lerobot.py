@@ -18,7 +18,7 @@ from bacinfer.commands.collect_data import main
 from bacinfer.datasets.lerobot import LeRobotDatasetWriter
 from bacinfer.policies import load_policy
 from bacinfer.tasks import PushTTask
-from datasets.lerobot_helpers import (
+from lerobot_helpers import (
     CAMERA,
     EPISODES,
     FEATURES,
@@ -39,8 +39,13 @@ from small_experiments import MAX_STEPS
 
 if importlib.util.find_spec("lerobot") is None:
     pytest.skip("needs lerobot, in an environment of its own", allow_module_level=True)
+import lerobot
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+of_its_writer = pytest.mark.skipif(
+    not lerobot.__version__.startswith("0.4."),
+    reason="what is written equals what lerobot 0.4 writes; later ones read it, and name more settings of the encoder",
+)
 BACKENDS = ["pyav", *(["torchcodec"] if shutil.which("ffmpeg") else [])]
 LONG_EPISODES = [frames(length, seed) for seed, length in enumerate((30, 90, 45))]
 
@@ -132,6 +137,7 @@ def ours_and_theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
     return root / "ours", create_with_lerobot(root / "theirs", LONG_EPISODES)
 
 
+@of_its_writer
 def test_the_same_files_and_info(ours_and_theirs: tuple[Path, Path]) -> None:
     names = [
         sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()) for root in ours_and_theirs
@@ -154,6 +160,7 @@ def test_the_same_frames(ours_and_theirs: tuple[Path, Path]) -> None:
         assert all(torch.equal(mine[key], other[key]) and mine[key].dtype == other[key].dtype for key in other)
 
 
+@of_its_writer
 @pytest.mark.parametrize("table", ["data", "meta/episodes"])
 def test_the_same_columns_and_types(ours_and_theirs: tuple[Path, Path], table: str) -> None:
     ours, theirs = (
@@ -172,6 +179,7 @@ def test_the_same_episodes_and_tasks(ours_and_theirs: tuple[Path, Path]) -> None
     assert ours.to_dict() == theirs.to_dict() == {"task_index": {TASK: 0}}
 
 
+@of_its_writer
 def test_the_same_statistics(ours_and_theirs: tuple[Path, Path]) -> None:
     """Up to rounding, quantiles up to the width of lerobot's 5,000 bins.
 
@@ -194,7 +202,7 @@ def test_the_same_statistics(ours_and_theirs: tuple[Path, Path]) -> None:
 
 def test_lerobot_goes_on_with_ours_and_we_with_its(tmp_path: Path) -> None:
     commit(tmp_path, EPISODES[:1])
-    write_with_lerobot(load(tmp_path), EPISODES[1:3])
+    write_with_lerobot(getattr(LeRobotDataset, "resume", LeRobotDataset)("bacinfer/test", root=tmp_path), EPISODES[1:3])
     with LeRobotDatasetWriter(tmp_path, FPS, FEATURES) as writer:
         writer.commit([record(writer, EPISODES[3])])
     check_equal(read_dataset(tmp_path), EPISODES)

@@ -25,7 +25,7 @@ from bacinfer.datasets.statistics import (
     merge_statistics,
     number_statistics,
 )
-from datasets.lerobot_helpers import (
+from lerobot_helpers import (
     CAMERA,
     EPISODES,
     FEATURES,
@@ -166,7 +166,7 @@ def test_a_killed_process(tmp_path: Path) -> None:
     """SIGKILL while an episode is being recorded, after two commits."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from datasets.lerobot_helpers import *\n"
+        "from lerobot_helpers import *\n"
         "with LeRobotDatasetWriter(sys.argv[1], FPS, FEATURES) as writer:\n"
         "    for episode in EPISODES[:2]:\n"
         "        writer.commit([record(writer, episode)])\n"

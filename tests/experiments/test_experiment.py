@@ -50,6 +50,7 @@ def test_a_key_is_stable(asked: Experiment, tmp_path: Path) -> None:
         {"first_episode_seed": 5},
         {"noise_seed": 1},
         {"n_envs": 1},
+        {"disturb": True},
         {"latency_calls": 3},
         {"engine": "fused"},
         {"training_seed": 0},
@@ -109,6 +110,40 @@ def test_a_run_and_its_files(asked: Experiment, tmp_path: Path) -> None:
     stored = read_plain_result(tmp_path / plain.directory)
     assert stored.result.cost.flops == plain.flops
     assert not (tmp_path / plain.directory / "plan.json").exists()
+
+
+def test_a_disturbed_run_is_compared_with_a_disturbed_plain_one(
+    asked: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts: list[bool] = []
+    whole = PushTTask.rollout
+
+    def noted(*args: Any, **options: Any) -> Rollout:
+        rollouts.append(options.get("disturb", False))
+        return whole(*args, **options)
+
+    monkeypatch.setattr(PushTTask, "rollout", noted)
+    monkeypatch.setattr(PushTTask, "disturbed_before", range(2, 20))  # the episodes of these tests are short
+    run(asked, tmp_path)
+    assert rollouts == [False, False]
+    row = run(replace(asked, disturb=True), tmp_path)
+    assert rollouts == [False, False, True, True]  # nothing of the undisturbed runs was taken
+    undisturbed, other, *disturbed = ResultsStore(tmp_path).rows()
+    assert [each.disturb for each in (undisturbed, other, *disturbed)] == [False, False, True, True]
+    assert disturbed[1] == row
+    assert json.loads((tmp_path / row.directory / "configuration.json").read_text())["disturb"] is True
+    assert run(replace(asked, disturb=True), tmp_path) == row
+
+
+def test_what_cannot_be_disturbed_is_refused_before_anything_slow(
+    asked: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PushTTask, "disturbed_before", range(0))
+    with pytest.raises(ValueError, match=r"task pusht cannot be disturbed.* leave out --disturb"):
+        module.check([replace(asked, disturb=True)], tmp_path / "results")
+    (outcome,) = run_all([replace(asked, disturb=True)], tmp_path / "results")
+    assert (outcome.status, "cannot be disturbed" in outcome.detail) == ("failed", True)
+    module.check([asked], tmp_path / "results")
 
 
 def test_schedules_that_were_found_lie_in_the_results(asked: Experiment, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from bacinfer.report.page import write_report
 from bacinfer.report.sections import comparisons
 from bacinfer.report.sections.runs import run_table
 from bacinfer.report.sections.schedules import schedule_map
+from bacinfer.report.table import format_methods
 from report.report_helpers import (
     ASSETS,
     BLOCKS,
@@ -114,6 +115,14 @@ def test_settings_are_columns_where_they_differ() -> None:
     assert [row[column].number for row in table.rows] == [3, 7]
     assert [row[table.header.index("training seed")].text for row in table.rows] == ["–", "1"]
     assert all(len(row) == len(table.header) for row in table.rows)
+
+
+def test_smoke_tests_are_called_so() -> None:
+    said = (
+        "pick_place is a smoke test (one denoising step solves it 100 times of 100): it tells no method from another."
+    )
+    assert format_methods([bac_row(task="pick_place"), bac_row(task="pick_place")]).count(said) == 1
+    assert "smoke test" not in format_methods([bac_row(task="pusht"), bac_row(task="a task of one's own")])
 
 
 def test_what_files_say_is_text(results: Path) -> None:

@@ -13,7 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 import stand_in_runner
-from bacinfer.tasks import TASKS, MetaWorldTask, PushTImageTask, PushTTask, RunnerTask, make_task, task_name
+from bacinfer.tasks import (
+    TASKS,
+    MetaWorldTask,
+    PushTImageTask,
+    PushTTask,
+    RunnerTask,
+    check_disturbable,
+    make_task,
+    task_name,
+)
 from bacinfer.tasks.table import tasks_in_group, tasks_named
 from bacinfer.tasks.video import frame_rate
 from stand_in_runner import FPS, STAND_IN_RUNNER, StandInRunner
@@ -134,6 +143,12 @@ def test_runner_rollout(tmp_path: Path) -> None:
     task.rollout(again, range(100_000, 100_003), n_envs=2)
     assert again.noise == policy.noise
     assert StandInRunner.closed[-1].settings.n_envs == 2
+
+
+def test_a_runner_cannot_be_disturbed() -> None:
+    with pytest.raises(ValueError, match="task kitchen cannot be disturbed: its RunnerTask"):
+        check_disturbable(make_task(config()))
+    check_disturbable(make_task(config(PUSHT_RUNNER, "pusht_lowdim")))
 
 
 def test_runner_rollout_of_training_starts() -> None:

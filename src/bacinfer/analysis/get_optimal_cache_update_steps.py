@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from bacinfer import assets
 from bacinfer.analysis.pipeline import DEFAULT_BUDGETS, Sampling, analyse_policy
@@ -22,7 +24,7 @@ from bacinfer.commands.options import (
     path_argument,
     run_command,
 )
-from bacinfer.tasks import make_task
+from bacinfer.tasks import Task, make_task
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -32,7 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
         "the residuals of all denoising steps, and writes the best update steps to OUT/original. Run it again to go "
         "on after an interruption.",
     )
-    add_policy_arguments(parser)
+    add_policy_arguments(parser, lerobot=True)
+    parser.add_argument(
+        "--dataset",
+        metavar="DATASET",
+        help="with --lerobot: the LeRobot data set whose episodes are observed, a directory or its name on the Hub",
+    )
     parser.add_argument(
         "-o",
         "--output_dir",
@@ -57,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[DEFAULT_DEMO],
         metavar="I,J",
         help="episodes to average over: below 10000 training starts (demonstrations or seeds), from 10000 on test "
-        f"seeds (default: {DEFAULT_DEMO})",
+        f"seeds (default: {DEFAULT_DEMO}); with --lerobot episodes of the data set",
     )
     demos.add_argument("--num_demos", type=int, metavar="N", help="the first N training starts instead")
     parser.add_argument(
@@ -74,12 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def analyse_checkpoint(args: argparse.Namespace) -> int:
-    policy, checkpoint = load_policy_and_config(args)
-    task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
+    policy, task, weights = _diffusion_policy(args) if args.lerobot is None else _lerobot(args)
     run = assets.RunAssets(args.output_dir / "original")
-    sampling = Sampling(
-        file_digest(args.checkpoint), policy.num_inference_steps, args.observations_per_demo, args.random_seed
-    )
+    sampling = Sampling(file_digest(weights), policy.num_inference_steps, args.observations_per_demo, args.random_seed)
     analyse_policy(
         policy,
         task,
@@ -93,11 +97,35 @@ def analyse_checkpoint(args: argparse.Namespace) -> int:
     )
     megabytes = sum(path.stat().st_size for path in run.directory.rglob("*") if path.is_file()) / 1e6
     print(f"update steps for {', '.join(args.metrics)} in {run.directory} ({megabytes:.1f} MB). To use them:")
+    steps_dir = run.steps_dir(args.metrics[0])
+    if args.lerobot is not None:
+        print(f"  bacinfer lerobot export {args.lerobot} {steps_dir} OUT --num_caches {args.num_caches[0]}")
+        return 0
     print(
-        f"  FastDiffusionPolicy.apply_cache(policy, optimal_steps_dir={str(run.steps_dir(args.metrics[0]))!r}, "
+        f"  FastDiffusionPolicy.apply_cache(policy, optimal_steps_dir={str(steps_dir)!r}, "
         f"num_caches={args.num_caches[0]}, metric={args.metrics[0]!r}, num_bu_blocks=1)"
     )
     return 0
+
+
+def _diffusion_policy(args: argparse.Namespace) -> tuple[Any, Task, Path]:
+    """The policy of Diffusion Policy's, its task, and the file that its weights are in."""
+    if args.dataset is not None:
+        raise ValueError("--dataset is for --lerobot; a Diffusion Policy checkpoint says what its task is")
+    policy, checkpoint = load_policy_and_config(args)
+    return policy, make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint), args.checkpoint
+
+
+def _lerobot(args: argparse.Namespace) -> tuple[Any, Any, Path]:
+    """The handle of LeRobot's policy, the episodes of the data set, and the file that its weights are in."""
+    from bacinfer.lerobot import checkpoint, handle  # imports lerobot
+
+    if args.dataset is None:
+        raise ValueError("--lerobot needs --dataset, the data set that the policy observes")
+    policy = checkpoint.load_policy(args.lerobot, args.device)
+    preprocessor = checkpoint.load_preprocessor(args.lerobot, policy)
+    episodes = checkpoint.Episodes(args.dataset, preprocessor, policy.config.n_action_steps)
+    return handle(policy), episodes, args.lerobot / checkpoint.WEIGHTS
 
 
 def _demos(args: argparse.Namespace) -> Sequence[int]:

@@ -110,8 +110,9 @@ def build_parser(batch: str) -> argparse.ArgumentParser:
             default="optimal",
             help="optimal: each block at its own steps (BAC); threshold: all blocks at M even steps (default: optimal)",
         )
+    listed = ", ".join(task.described for task in TASKS.values())
     tasks = parser.add_mutually_exclusive_group()
-    tasks.add_argument("--tasks", "--task", type=names, metavar="a,b", help=f"these tasks only, of {', '.join(TASKS)}")
+    tasks.add_argument("--tasks", "--task", type=names, metavar="a,b", help=f"these tasks only, of {listed}")
     if batch == "uniform":
         tasks.add_argument(
             "--task_type",
@@ -175,7 +176,8 @@ def run(batch: str, args: argparse.Namespace) -> int:
     methods, name = selected_methods(batch, args)
     output_dir = args.output_dir or RESULTS_ROOT / name
     types = CHECKPOINT_TYPES if args.checkpoint_type == "all" else (args.checkpoint_type,)
-    settings = {name: getattr(args, name) for name in ("n_test", "n_envs", "latency_calls", "device", "engine")}
+    given = ("n_test", "n_envs", "disturb", "latency_calls", "device", "engine")
+    settings = {name: getattr(args, name) for name in given}
     jobs = make_jobs(selected_tasks(args), methods, args.training_seeds, types, **settings)
     attempts = Attempts(args.output_dir or RESULTS_ROOT, force=args.force, debug=args.debug)
     results: list[JobResult] = []

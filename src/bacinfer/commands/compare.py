@@ -21,8 +21,8 @@ from bacinfer.report.table import format_methods
 from bacinfer.report.video import film
 
 DEFAULT_METHODS = (
-    "plain,lossless,ddim:10+lossless,ddim:16+lossless,ddim:25+lossless,uniform:10,uniform:20,unified:10,unified:20,"
-    "blockwise:10,blockwise:20,bac:5:5,bac:10:5,bac:20:5,ddim:16+bac:8:5,ddim:25+bac:10:5"
+    "plain,lossless,own:20+lossless,own:10+lossless,own:5+lossless,own:3+lossless,own:2+lossless,ddim:10+lossless,"
+    "ddim:5+lossless,ddim:3+lossless,uniform:10,unified:10,bac:10:5,bac:20:5,own:20+bac:7:5"
 )
 
 

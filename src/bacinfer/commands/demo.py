@@ -27,7 +27,7 @@ from bacinfer.tasks import make_task
 
 SHIPPED_CHECKPOINT = Path(__file__).with_name("pusht_transformer.ckpt")  # the one in assets/
 METRIC = "cosine"
-METHODS = parse_methods("plain,uniform:20,bac:20:5,bac:10:5")  # the plain policy first, BAC last
+METHODS = parse_methods("plain,own:10+lossless,bac:20:5,bac:10:5")  # the plain policy first, BAC last
 
 
 def build_parser() -> argparse.ArgumentParser:

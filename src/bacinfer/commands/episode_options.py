@@ -19,7 +19,7 @@ from bacinfer.experiments.method import PLAIN, Method
 
 
 def add_episode_arguments(parser: argparse.ArgumentParser) -> None:
-    """--n_test, --n_envs, --latency_calls and --force."""
+    """--n_test, --n_envs, --disturb, --latency_calls and --force."""
     parser.add_argument(
         "--n_test",
         type=int,
@@ -29,6 +29,12 @@ def add_episode_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--n_envs", type=int, metavar="N", help="environments that run at once (default: the task's own number)"
+    )
+    parser.add_argument(
+        "--disturb",
+        action="store_true",
+        help="move the object or the hand once in each episode, when and how far is up to its seed: equally for all "
+        "methods (tasks that bacinfer simulates itself)",
     )
     parser.add_argument(
         "--latency_calls",
@@ -57,7 +63,7 @@ def add_seed_arguments(parser: argparse.ArgumentParser) -> None:
 
 def episode_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Experiment` from the flags of the two above, `add_policy_arguments` and `add_engine_argument`."""
-    episodes = ("n_test", "n_envs", "first_episode_seed", "noise_seed", "latency_calls")
+    episodes = ("n_test", "n_envs", "disturb", "first_episode_seed", "noise_seed", "latency_calls")
     names = (*episodes, "device", "engine", "trust_checkpoint")
     return {"checkpoint": str(args.checkpoint), **{name: getattr(args, name) for name in names}}
 

@@ -13,6 +13,7 @@ from bacinfer.core.bubbling import bubbling_union, layer_and_kind
 from bacinfer.core.optimal_steps import stored_selection
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.files import contents
+from bacinfer.tasks.table import TASKS
 
 BACINFER_NUM_STEPS = 100  # K of its policies; its steps files do not record it
 
@@ -112,6 +113,9 @@ def report(args: argparse.Namespace) -> int:
     run = assets.RunAssets(args.assets_dir / args.task / "original")
     before = read_schedule(run, args.metric, args.num_caches)
     print(REPORTS[args.report](before, applied_schedule(run, before, args.num_bu_blocks)))
+    task = TASKS.get(args.task.name)
+    if task is not None and task.smoke_test:
+        print(f"{task.name} is a smoke test: {task.smoke_test}")
     return 0
 
 

@@ -52,16 +52,27 @@ def run_command(
         return 130
 
 
-def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
-    """-c, -d, --trust_checkpoint and --debug."""
-    parser.add_argument(
+def add_policy_arguments(parser: argparse.ArgumentParser, *, lerobot: bool = False) -> None:
+    """-c, -d, --trust_checkpoint and --debug.
+
+    Args:
+        lerobot: Whether --lerobot names a checkpoint of LeRobot's instead.
+    """
+    checkpoint = parser.add_mutually_exclusive_group(required=True)
+    checkpoint.add_argument(
         "-c",
         "--checkpoint",
-        required=True,
         type=path_argument,
         metavar="CKPT",
         help="Diffusion Policy checkpoint (.ckpt)",
     )
+    if lerobot:
+        checkpoint.add_argument(
+            "--lerobot",
+            type=path_argument,
+            metavar="DIR",
+            help="LeRobot checkpoint (the directory with config.json), observations come from --dataset",
+        )
     parser.add_argument(
         "-d",
         "--device",

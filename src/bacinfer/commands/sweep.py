@@ -58,7 +58,7 @@ def experiment(cfg: DictConfig) -> Experiment:
     assets_dir = cfg.assets_dir
     if assets_dir is None and cfg.checkpoint is None:
         assets_dir = str(ASSETS_ROOT / cfg.task / "original")
-    names = ("first_episode_seed", "n_test", "noise_seed", "n_envs", "latency_calls", "device", "engine")
+    names = ("first_episode_seed", "n_test", "noise_seed", "n_envs", "disturb", "latency_calls", "device", "engine")
     return Experiment(
         **source,
         method=Method("bac", **{name: cfg[name] for name in _BAC}) if cfg.method is None else parse_method(cfg.method),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import nn
+
+from bacinfer.core.patching import Patch
 
 
 class Policy(Protocol):
@@ -37,6 +40,10 @@ class PolicyHandle:
             The method is replaced on this very object while a plan is applied to it.
         steps: Where denoising steps are counted: at the calls of ``"model"``, or, where the loop calls the model's
             layers itself, at those of its ``"first block"``.
+        act: Takes an observation and returns actions by way of `sample`, where that is called with something else,
+            such as what was encoded of the observation; None: `sample` takes observations.
+        patches: What else is replaced while a plan is applied: for a loop that computes the layers' work without
+            calling them, a patch that calls the model in its place.
 
     Raises:
         TypeError: if the model is no module, or the object has no such method.
@@ -47,6 +54,8 @@ class PolicyHandle:
     num_inference_steps: int
     sample: tuple[Any, str]
     steps: Literal["model", "first block"] = "model"
+    act: Callable[[Any], Any] | None = None
+    patches: tuple[Patch, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -83,4 +92,5 @@ class PolicyHandle:
 
     def __call__(self, observation: Any) -> Any:
         """Samples one action chunk."""
-        return getattr(*self.sample)(observation)
+        act = self.act or getattr(*self.sample)
+        return act(observation)

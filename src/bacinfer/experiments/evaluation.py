@@ -102,6 +102,7 @@ def evaluate(
     latency_calls: int = 20,
     noise_seed: int = 0,
     n_envs: int | None = None,
+    disturb: bool = False,
     video_dir: Path | None = None,
 ) -> Result:
     """Evaluates `method` on a plain policy, which it leaves plain.
@@ -117,9 +118,12 @@ def evaluate(
         engine: What runs the plan.
         latency_calls: How many calls are timed.
         n_envs: How many environments run at once; None for the task's own number.
+        disturb: Whether each episode is disturbed once, in a task that `check_disturbable` admits.
         video_dir: Where the first seed's episode is filmed to; None films nothing.
     """
     options: dict[str, Any] = {} if n_envs is None else {"n_envs": n_envs}
+    if disturb:
+        options["disturb"] = True
     video_seeds = () if video_dir is None else episode_seeds[:1]
     with applied(policy, method, plan, engine):
         rollout = task.rollout(

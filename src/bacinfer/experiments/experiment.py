@@ -33,7 +33,7 @@ from bacinfer.files import check_path, write_json
 from bacinfer.measurement.action_error import normalised_actions, rms_difference
 from bacinfer.policies import build_policy, read_checkpoint
 from bacinfer.policies.device import check_device
-from bacinfer.tasks import Task, make_task
+from bacinfer.tasks import Task, check_disturbable, make_task
 
 DEFAULT_FIRST_EPISODE_SEED = 100_000
 DEFAULT_EPISODES = 50
@@ -48,6 +48,7 @@ class Experiment:
         first_episode_seed, n_test: the episodes' seeds count up from the first one.
         noise_seed: of the sampling noise.
         n_envs: how many environments run at once; None for the task's own number.
+        disturb: whether each episode is disturbed once, as its seed determines (see `tasks.disturbances`).
         latency_calls: how many calls are timed.
         engine: what runs the schedule.
         assets_dir: ``assets/<task>/original``, for schedules that it holds; others are found from the policy.
@@ -65,6 +66,7 @@ class Experiment:
     n_test: int = DEFAULT_EPISODES
     noise_seed: int = 0
     n_envs: int | None = None
+    disturb: bool = False
     latency_calls: int = DEFAULT_LATENCY_CALLS
     device: str = "cpu"
     engine: str = AUTO
@@ -108,6 +110,7 @@ class Experiment:
             "n_test": self.n_test,
             "noise_seed": self.noise_seed,
             "n_envs": self.n_envs,
+            "disturb": self.disturb,
             "latency_calls": self.latency_calls,
             "device": torch.device(self.device).type,
         }
@@ -153,6 +156,8 @@ def check(experiments: Iterable[Experiment], results_dir: str | Path) -> None:
     """
     for experiment in experiments:
         policy, task, _ = _load(experiment)
+        if experiment.disturb:
+            check_disturbable(task)
         make_plan(policy, task, experiment.method, experiment.schedule_source(Path(results_dir)))
     ResultsStore(results_dir).check()
 
@@ -169,7 +174,7 @@ def run(experiment: Experiment, results_dir: str | Path, *, film: bool = False, 
         force: Evaluate again what has a result; the new one counts.
 
     Raises:
-        ValueError: the experiment does not fit the policy, or the checkpoint or the results are damaged.
+        ValueError: the experiment does not fit the policy or the task, or the checkpoint or the results are damaged.
         FileNotFoundError: there is no such checkpoint, or `optimal_steps_dir` lacks the schedule.
         RuntimeError: the simulator is missing or failed; `PlainRunError` if that was in the plain policy's run.
     """
@@ -270,6 +275,7 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
         latency_calls=experiment.latency_calls,
         noise_seed=experiment.noise_seed,
         n_envs=experiment.n_envs,
+        disturb=experiment.disturb,
         video_dir=directory / "media" if film else None,
     )
     (directory / ROW_FILE).unlink(missing_ok=True)  # a row of an earlier run is not that of the files from here on
@@ -296,6 +302,7 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
         n_test=experiment.n_test,
         noise_seed=experiment.noise_seed,
         n_envs=experiment.n_envs,
+        disturb=experiment.disturb,
         device=experiment.device,
         assets=None if run_assets is None else _relative(run_assets.directory, results_dir),
     )

@@ -98,7 +98,10 @@ def write_results(
     )
 
 
-_SETTINGS = ("checkpoint", "assets", "engine", "device", "first_episode_seed", "n_test", "noise_seed", "n_envs")
+_SETTINGS = (
+    *("checkpoint", "assets", "engine", "device"),
+    *("first_episode_seed", "n_test", "noise_seed", "n_envs", "disturb"),
+)
 
 
 def copy_results(run_dir: Path, directory: Path) -> None:

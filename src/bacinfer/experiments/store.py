@@ -54,6 +54,7 @@ class Row:
         method: the method as it is spelled in commands, `bac:10:5`; `label` the same for people.
         checkpoint_type: ``max`` or ``avg``; like `training_seed` None where the checkpoint was given by its path.
         first_episode_seed, n_test: the episodes' seeds count up from the first; `noise_seed` is the sampling noise's.
+        disturb: whether each episode was disturbed once.
         num_inference_steps: K, the denoising steps that were run.
         num_caches, num_bu_blocks, metric: of the method, where it has them.
         mean_updates: how often a block is computed, averaged over the blocks.
@@ -91,6 +92,7 @@ class Row:
     n_test: int
     noise_seed: int
     n_envs: int | None
+    disturb: bool
     score: float | None
     score_standard_error: float | None
     score_low: float | None

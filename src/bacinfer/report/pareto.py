@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from bacinfer.analysis.plots import PLAIN_TEXT, save_figure
 from bacinfer.experiments.store import Row
+from bacinfer.report.table import episodes_text
 
 _QUALITIES = {"score": "mean score", "action_error": "RMS action error, normalised"}
 _MAX_NAMED = 60  # of more methods than these the numbers cannot be read, and take a minute to draw
@@ -60,7 +61,7 @@ def plot_pareto(rows: Sequence[Row], path: Path) -> list[Path]:
         text = "two draws of the plain policy's noise"
         axes.annotate(text, at, xycoords=("axes fraction", "data"), va="bottom", fontsize=7, color="grey")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
-    episodes = f"{first.task}, {first.n_test} episodes from seed {first.first_episode_seed}"
+    episodes = f"{first.task}, {episodes_text(first)}"
     figure.supxlabel(f"{episodes}; {first.hardware}, {first.threads} threads", fontsize=8)
     written = [path.with_suffix(".png"), path.with_suffix(".svg")]
     save_figure(figure, *written)

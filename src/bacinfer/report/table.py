@@ -12,6 +12,7 @@ from bacinfer.experiments.store import Row
 from bacinfer.files import atomic_write
 from bacinfer.measurement.latency import divided
 from bacinfer.measurement.statistics import CONFIDENCE
+from bacinfer.tasks.table import TASKS
 
 Lines = list[list[str]]
 
@@ -62,13 +63,18 @@ def method_cells(row: Row) -> list[str]:
     ]
 
 
+def episodes_text(row: Row) -> str:
+    """Which episodes a row is about."""
+    return f"{row.n_test} {'disturbed episodes' if row.disturb else 'episodes'} from seed {row.first_episode_seed}"
+
+
 def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
     """Rows of one checkpoint as a table, and below it what the figures are."""
     first = rows[0]
     lines = [
         format_table(METHOD_HEADER, [method_cells(row) for row in rows], markdown=markdown),
         "",
-        f"{first.n_test} episodes from seed {first.first_episode_seed}. Score: mean of the episodes' highest rewards; "
+        f"{episodes_text(first)}. Score: mean of the episodes' highest rewards; "
         f"score difference, paired over {first.n_test} seeds: with its {CONFIDENCE:.0%} interval (where all pairs are "
         "equal, what so many leave open: the rule of three); policy + rest: time of all episodes.",
         f"Action error: RMS, normalised units, same noise; between two draws of the plain policy's noise it is "
@@ -81,7 +87,11 @@ def format_methods(rows: Sequence[Row], *, markdown: bool = False) -> str:
 
 
 def notes(rows: Iterable[Row]) -> Iterable[str]:
-    """What the table has no column for: results of a task's parts, and crashed episodes."""
+    """What the table has no column for: results of a task's parts, crashed episodes, and tasks that judge nothing."""
+    rows = list(rows)
+    for name in dict.fromkeys(row.task for row in rows if row.task in TASKS):
+        if TASKS[name].smoke_test:
+            yield f"{name} is a smoke test ({TASKS[name].smoke_test}): it tells no method from another."
     for row in rows:
         if row.sub_scores:
             parts = []

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from bacinfer.policies.diffusion_policy import INSTALL_HINT
 from bacinfer.tasks.base import Rollout, Task
+from bacinfer.tasks.disturbances import check_disturbable
 from bacinfer.tasks.metaworld import MAX_STEPS as ARM_MAX_STEPS
 from bacinfer.tasks.metaworld import MetaWorldTask
 from bacinfer.tasks.pusht import IMAGE_SIZE, MAX_STEPS, PushTImageTask, PushTTask
@@ -25,6 +26,7 @@ __all__ = [
     "SimulatedTask",
     "Task",
     "TaskInfo",
+    "check_disturbable",
     "make_simulated_task",
     "make_task",
     "task_name",

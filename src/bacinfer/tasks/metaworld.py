@@ -29,6 +29,9 @@ MAX_STEPS = 200
 
 DESCRIPTIONS = {"drawer-open-v3": "Open the drawer.", "pick-place-v3": "Pick up the puck and hold it at the goal."}
 
+PUSHES = (0.03, 0.08)
+"""Metres by which a disturbance moves the hand, in any horizontal direction."""
+
 CAMERA = "corner"
 VIDEO_SIZE = 384
 
@@ -44,6 +47,7 @@ class MetaWorldTask(SimulatedTask):
 
     fps = 80
     state_vectors: ClassVar[StateVectors] = {"state": ("obs", slice(4)), "environment_state": ("obs", slice(4, None))}
+    disturbed_before = range(10, 40)
 
     def __init__(self, name: str, env_name: str, n_obs_steps: int = 2, max_steps: int = MAX_STEPS) -> None:
         super().__init__(n_obs_steps, max_steps)
@@ -80,6 +84,11 @@ class MetaWorldSimulator:
     def step(self, action: NDArray[np.floating]) -> tuple[float, bool]:
         self._state, _, _, _, info = self._env.step(np.clip(action, -1, 1).astype(np.float32))
         return float(info["success"]), bool(info["success"])
+
+    def disturb(self, random: np.random.Generator) -> None:
+        """Pushes the hand, by `PUSHES` metres in any horizontal direction: it is there after the next steps."""
+        direction, distance = random.uniform((-np.pi, PUSHES[0]), (np.pi, PUSHES[1]))
+        self._env.data.mocap_pos[0, :2] += distance * np.array([np.cos(direction), np.sin(direction)])
 
     def render(self) -> Frame:
         """A picture from the corner of the table, drawn off-screen where there is no display.

@@ -42,6 +42,13 @@ VIDEO_SIZE = 384
 IMAGE_SIZE = 96
 """Of the pictures that policies see."""
 
+PUSHES = (80, 160)
+"""Pixels by which a disturbance moves the block; the board has 512."""
+TURN = np.pi / 2
+"""Up to how many radians it turns the block, either way."""
+ON_THE_BOARD = (90, 422)
+"""Between which x and y (pixels) it leaves the block's centre of gravity: nothing of the block reaches into a wall."""
+
 
 class PushTTask(SimulatedTask):
     """Low-dimensional Push-T."""
@@ -50,6 +57,7 @@ class PushTTask(SimulatedTask):
     fps = 10
     description = "Push the T-shaped block onto the T-shaped target."
     state_vectors: ClassVar[StateVectors] = {"state": ("obs", slice(18, 20)), "environment_state": ("obs", slice(18))}
+    disturbed_before = range(40, 140)
 
     def __init__(self, n_obs_steps: int = 2, max_steps: int = MAX_STEPS) -> None:
         super().__init__(n_obs_steps, max_steps)
@@ -82,6 +90,15 @@ class PushTSimulator:
     def step(self, action: NDArray[np.floating]) -> tuple[float, bool]:
         self._state, reward, solved, _, _ = self._env.step(action)
         return float(reward), bool(solved)
+
+    def disturb(self, random: np.random.Generator) -> None:
+        """Moves the block, by `PUSHES` pixels in any direction, and turns it, by up to `TURN` radians."""
+        direction, distance, turn = random.uniform((-np.pi, PUSHES[0], -TURN), (np.pi, PUSHES[1], TURN))
+        block = self._env.block
+        block.angle += turn  # about its centre of gravity
+        centre = np.array(block.local_to_world(block.center_of_gravity))
+        moved = np.clip(centre + distance * np.array([np.cos(direction), np.sin(direction)]), *ON_THE_BOARD)
+        block.position += tuple(moved - centre)
 
     def render(self) -> Frame:
         """With a cross where the last action wants the pusher."""

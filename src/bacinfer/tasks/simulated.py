@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from bacinfer.core.calls import CallStream, policy_device, timed_call
 from bacinfer.tasks.base import FIRST_TEST_SEED, Rollout, check_count, check_rollout
+from bacinfer.tasks.disturbances import DisturbableSimulator, DisturbedSimulator, check_disturbable
 from bacinfer.tasks.episodes import Episode, Progress, Recorder, Recording, Simulator
 from bacinfer.tasks.video import open_video
 from bacinfer.tasks.workers import Pending, Workers, default_num_workers
@@ -44,12 +45,15 @@ class SimulatedTask(ABC):
         fps: environment steps in a second of the simulated world.
         description: what the robot is to do, in words.
         state_vectors: what data sets keep of an observation besides a picture.
+        disturbed_before: the steps of an episode before one of which its simulator, a `DisturbableSimulator`, can be
+            disturbed; empty where it cannot.
     """
 
     name: str
     fps: int
     description: str
     state_vectors: ClassVar[StateVectors]
+    disturbed_before = range(0)
 
     def __init__(self, n_obs_steps: int, max_steps: int) -> None:
         self.n_obs_steps = n_obs_steps
@@ -59,9 +63,12 @@ class SimulatedTask(ABC):
     def simulator(self, seed: int) -> Simulator:
         """An environment at the initial state of a seed; the seed determines it."""
 
-    def episode(self, seed: int, recordings: Sequence[Recording] = ()) -> Episode:
+    def episode(self, seed: int, recordings: Sequence[Recording] = (), *, disturb: bool = False) -> Episode:
         """An episode at its first observation, which `Episode.execute` takes on."""
-        return Episode(seed, self.simulator(seed), self.n_obs_steps, self.max_steps, recordings)
+        simulator = self.simulator(seed)
+        if disturb:
+            simulator = DisturbedSimulator(cast(DisturbableSimulator, simulator), seed, self.disturbed_before)
+        return Episode(seed, simulator, self.n_obs_steps, self.max_steps, recordings)
 
     def observations(self, policy: Any, demo_idx: int, count: int = 1) -> Iterator[dict[str, Tensor]]:
         """See `Task.observations`; `demo_idx` is the seed of the initial state."""
@@ -91,6 +98,7 @@ class SimulatedTask(ABC):
         n_envs: int | None = None,
         n_workers: int | None = None,
         recordings: Sequence[Recording] = (),
+        disturb: bool = False,
     ) -> Rollout:
         """One episode per seed, up to `n_envs` (50) at a time, in two batches that take turns if they are large enough.
 
@@ -100,15 +108,19 @@ class SimulatedTask(ABC):
         that draw the same number of samples see the same noise at the same call of the same episode, whatever
         `n_workers` is; another `n_envs` forms other batches.
 
-        Every state of every episode is shown to its `recordings`, in the process that steps the environment.
+        Every state of every episode is shown to its `recordings`, in the process that steps the environment. With
+        `disturb` each episode is disturbed once, as its seed determines (see `disturbances`).
 
         An episode that an exception breaks counts in no score: it is in the rollout's `failures`, and in a warning.
 
         Raises:
-            ValueError: no seeds, repeated seeds, or videos of seeds that are not rolled out.
+            ValueError: no seeds, repeated seeds, videos of seeds that are not rolled out, or a task that cannot be
+                disturbed.
             RuntimeError: all episodes failed; the simulator is not installed, for instance.
         """
         check_rollout(seeds, video_dir, video_seeds, n_envs)
+        if disturb:
+            check_disturbable(self)
         n_envs = n_envs or N_ENVS
         videos = {seed: Path(video_dir) / f"{seed}.mp4" for seed in video_seeds} if video_dir else {}
         if videos:
@@ -123,7 +135,7 @@ class SimulatedTask(ABC):
         batches = [seeds[i : i + batch_size] for i in range(0, len(seeds), batch_size)]
         with (
             tqdm(total=len(batches) * self.max_steps, desc=f"{self.name} rollout", unit="step") as bar,
-            closing(Workers(n_workers, partial(self.episode, recordings=recordings))) as workers,
+            closing(Workers(n_workers, partial(self.episode, recordings=recordings, disturb=disturb))) as workers,
         ):
             waiting, running = deque(batches), deque[_Batch]()
             while waiting or running:

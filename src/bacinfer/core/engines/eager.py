@@ -36,7 +36,7 @@ class EagerEngine:
         self.trajectory = Trajectory([phase.schedule.num_inference_steps for phase in phases])
         layers = [list(group) for _, group in groupby(blocks, key=lambda block: block.layer_name)]
         self.layers = [_CachedLayer(layer_blocks, phases, self.trajectory) for layer_blocks in layers]
-        self.patches: list[Patch] = [*self.layers, _Sampling(*self.handle.sample, self)]
+        self.patches: list[Patch] = [*self.handle.patches, *self.layers, _Sampling(*self.handle.sample, self)]
         if self.handle.steps == "model":
             self.patches.append(_CountedModel(self.handle.model, self.trajectory))
         else:

@@ -96,12 +96,15 @@ class WarmLoop(Patch):
         alpha = own_scheduler(self.owner).alphas_cumprod[timesteps[0]].to(last)
         start = alpha.sqrt() * last + (1 - alpha).sqrt() * call.draw_noise()
         sample = self.engine.denoise(replace(call, start=start))
+        threshold = self.warm_start.max_disagreement
+        if threshold is None and self.on_disagreement is None:
+            return sample
         moved = disagreement(sample, last, self.num_executed)
         if self.on_disagreement is not None:
             self.on_disagreement(moved)
-        if self.warm_start.max_disagreement is None:
+        if threshold is None:
             return sample
-        overtaken = ~(moved <= self.warm_start.max_disagreement)
+        overtaken = ~(moved <= threshold)
         if overtaken.any():
             self.engine.begin()
             sample = torch.where(overtaken[:, None, None], self._cold(call), sample)

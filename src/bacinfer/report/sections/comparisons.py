@@ -10,12 +10,12 @@ from pathlib import Path
 from bacinfer.experiments.store import Row
 from bacinfer.report.pareto import plot_pareto
 from bacinfer.report.sections.shared import Picture, grouped, picture, slug
-from bacinfer.report.table import notes
+from bacinfer.report.table import episodes_text, notes
 from bacinfer.report.video import film
 
 MAX_FILM_BYTES = 16_000_000
 """Of all videos of one comparison together."""
-_COMPARABLE = ("checkpoint_sha256", "first_episode_seed", "n_test", "noise_seed", "n_envs", "device")
+_COMPARABLE = ("checkpoint_sha256", "first_episode_seed", "n_test", "noise_seed", "n_envs", "disturb", "device")
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ def comparisons(rows: Iterable[Row]) -> list[list[Row]]:
 
 def compare(rows: Sequence[Row], results_dir: Path, figures: Path) -> MethodComparison:
     first = rows[0]
-    title = (
-        f"{first.n_test} episodes from seed {first.first_episode_seed}, noise seed {first.noise_seed}, {first.device}"
-    )
+    title = f"{episodes_text(first)}, noise seed {first.noise_seed}, {first.device}"
     title += "" if first.n_envs is None else f", {first.n_envs} environments at once"
     comparison = MethodComparison(title, notes=list(notes(rows)))
     if len(rows) > 1:

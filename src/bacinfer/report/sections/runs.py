@@ -8,7 +8,7 @@ from typing import Any
 
 from bacinfer.experiments.store import Row
 from bacinfer.report.sections.shared import sampler
-from bacinfer.report.table import METHOD_HEADER, method_cells
+from bacinfer.report.table import METHOD_HEADER, episodes_text, method_cells
 
 _COLUMNS = {  # what is a column of the table where its rows differ in it
     "task": "task",
@@ -21,6 +21,7 @@ _COLUMNS = {  # what is a column of the table where its rows differ in it
     "n_test": "episodes",
     "noise_seed": "noise seed",
     "n_envs": "environments",
+    "disturb": "disturbed",
     "engine": "engine",
     "device": "device",
     "hardware": "hardware",
@@ -69,7 +70,7 @@ def run_table(rows: Sequence[Row]) -> RunTable:
 
 def facts(rows: Sequence[Row]) -> dict[str, str]:
     """What was evaluated, on what, and when."""
-    episodes = _each(rows, lambda row: f"{row.n_test} from seed {row.first_episode_seed}, noise seed {row.noise_seed}")
+    episodes = _each(rows, lambda row: f"{episodes_text(row)}, noise seed {row.noise_seed}")
     machines = _each(rows, lambda row: f"{row.hardware} ({row.device}), {row.threads} threads, torch {row.torch}")
     calls = _each(rows, lambda row: str(row.latency_calls))
     finished = sorted(f"{row.finished[:16].replace('T', ' ')} UTC" for row in rows)

@@ -23,7 +23,7 @@ from bacinfer.core.patching import replaced_methods
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _known: set[Any] = set()
-_KNOWN_TEXTS = {  # of the package diffusion_policy, by `_digest`
+_KNOWN_TEXTS = {  # of the package diffusion_policy, by `text_digest`
     "c14c9cac94ebb242b6616093339ac11a",  # conditional_sample of its transformer policies, low-dimensional and image
     "770bfb7a280fbbc0c1b0e92d3a680dd7",  # TransformerForDiffusion.forward
     "99ee62b09028b09b3aa197009216b5ee",  # SinusoidalPosEmb.forward
@@ -42,7 +42,7 @@ def unknown_function(policy: Any) -> str | None:
     """The first function that a program would replace and was not written for, as ``Class.name``; None: none."""
     for owner, name in dict.fromkeys(_replaced_functions(policy)):
         function = getattr(owner, name)
-        if not (function in _known or _is_librarys_own(owner, name) or _digest(function) in _KNOWN_TEXTS):
+        if not (function in _known or _is_librarys_own(owner, name) or text_digest(function) in _KNOWN_TEXTS):
             return f"{owner.__qualname__}.{name}"
     return None
 
@@ -50,9 +50,8 @@ def unknown_function(policy: Any) -> str | None:
 def knows_loop(policy: Any) -> bool:
     """Whether a policy's `conditional_sample` is the loop that programs were written for."""
     function = getattr(type(policy), "conditional_sample", None)
-    return (function in _known or _digest(function) in _KNOWN_TEXTS) and "conditional_sample" not in replaced_methods(
-        policy
-    )
+    known = function in _known or text_digest(function) in _KNOWN_TEXTS
+    return known and "conditional_sample" not in replaced_methods(policy)
 
 
 def _replaced_functions(policy: Any) -> Iterator[tuple[type, str]]:
@@ -79,7 +78,7 @@ def _library(owner: type) -> Path | None:
     return Path(sys.modules[package].__path__[0]) if package in ("torch", "diffusers") else None
 
 
-def _digest(function: Any) -> str | None:
+def text_digest(function: Any) -> str | None:
     """Of a function's own text, as it is without comments, docstring and layout; None where there is none."""
     try:
         # of the code: what a wrapper says of itself is what it wraps

@@ -1,0 +1,48 @@
+"""The page about LeRobot's policies runs as it stands there, on a tiny checkpoint and a tiny data set."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("lerobot") is None:
+    pytest.skip("needs lerobot, in an environment of its own", allow_module_level=True)
+
+import tiny_lerobot as tiny
+from snippets import LEROBOT_PAGE, commands, python_of
+
+SHORTER = {  # (the last of equal flags counts)
+    "lerobot-eval": " --eval.n_episodes=1 --env.episode_length=7 --env.observation_height=96 --env.observation_width=96"
+    " --eval.use_async_envs=false",
+}
+
+
+def test_the_page_from_its_first_to_its_last_line(tmp_path: Path) -> None:
+    place = tmp_path / "outputs" / "train" / "pusht" / "checkpoints" / "last"
+    place.mkdir(parents=True)
+    shutil.copytree(tiny.write_pusht_checkpoint(tmp_path / "made"), place / "pretrained_model")
+    tiny.write_pusht_dataset(tmp_path / "data" / "pusht")
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    (tmp_path / "page.py").write_text(python_of(LEROBOT_PAGE))
+    lines = [f"{sys.executable} page.py"]
+    lines += [
+        command + "".join(flags for start, flags in SHORTER.items() if command.startswith(start))
+        for command in commands(LEROBOT_PAGE)
+    ]
+    assert len(lines) == 4
+    for line in lines:
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+    assert (tmp_path / "outputs" / "pusht_eval" / "eval_info.json").is_file()
