@@ -169,12 +169,13 @@ def test_with_the_budget_of_all_steps_nothing_changes() -> None:
     torch.testing.assert_close(act(policy), plain, rtol=1e-5, atol=1e-5)
 
 
-def test_the_policy_its_plan_and_the_process_are_left_as_found(policy: TinyPolicy) -> None:
-    expected = bacinfer.find_sensitive_plan(policy, [observation(1)], 3)
-    bacinfer.apply(policy, CacheSchedule.periodic(expected.cache.update_steps, 10, 3), engine="eager")  # type: ignore[union-attr]
+def test_the_policy_its_plan_and_the_process_are_left_as_found() -> None:
+    policy = TinyPolicy(num_inference_steps=4)
+    expected = bacinfer.find_sensitive_plan(policy, [observation(1)], 2)
+    bacinfer.apply(policy, CacheSchedule.periodic(expected.cache.update_steps, 4, 3), engine="eager")  # type: ignore[union-attr]
     cached, attributes, state = act(policy), dict(vars(policy)), torch.get_rng_state()
     with torch.no_grad():
-        assert bacinfer.find_sensitive_plan(policy, [observation(1)], 3) == expected
+        assert bacinfer.find_sensitive_plan(policy, [observation(1)], 2) == expected
         assert not torch.is_grad_enabled()
     assert torch.equal(torch.get_rng_state(), state)
     assert dict(vars(policy)) == attributes
@@ -182,11 +183,12 @@ def test_the_policy_its_plan_and_the_process_are_left_as_found(policy: TinyPolic
     assert torch.equal(act(policy), cached)
 
 
-def test_frozen_weights_and_handles_have_the_same_plan(policy: TinyPolicy) -> None:
-    expected = bacinfer.find_sensitive_plan(policy, [observation(1)], 3)
-    handle = PolicyHandle(policy.model, 10, (policy, "predict_action"))
-    assert bacinfer.find_sensitive_plan(handle, [observation(1)], 3) == expected
-    assert bacinfer.find_sensitive_plan(policy.requires_grad_(False), [observation(1)], 3) == expected
+def test_frozen_weights_and_handles_have_the_same_plan() -> None:
+    policy = TinyPolicy(num_inference_steps=4)
+    expected = bacinfer.find_sensitive_plan(policy, [observation(1)], 2)
+    handle = PolicyHandle(policy.model, 4, (policy, "predict_action"))
+    assert bacinfer.find_sensitive_plan(handle, [observation(1)], 2) == expected
+    assert bacinfer.find_sensitive_plan(policy.requires_grad_(False), [observation(1)], 2) == expected
 
 
 class NoGradPolicy(TinyPolicy):
