@@ -55,6 +55,12 @@ def test_an_environment_without_its_package_is_refused_before_anything_is_instal
     assert not venv.exists()
 
 
+def test_emulating_arm_says_what_it_needs() -> None:
+    done = run("test_arm.sh", CXX="no-such-compiler -O3")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no no-such-compiler; on Debian: apt install g++-aarch64-linux-gnu qemu-user" in done.stderr
+
+
 @pytest.mark.skipif(platform.machine() in ("aarch64", "arm64"), reason="this is ARM")
 def test_what_is_checked_on_arm_is_refused_elsewhere(tmp_path: Path) -> None:
     done = run("environments/arm.sh", BACINFER_ARM_VENV=str(tmp_path / "venv"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from bacinfer.experiments.calibration import Calibration
+    from bacinfer.experiments.prediction import Prediction
     from bacinfer.tasks import Task
 
 __all__ = [
@@ -74,33 +76,47 @@ def load_policy(checkpoint: str | Path, device: str | torch.device = "cpu", *, t
 
 def calibrate(
     policy: Any,
-    task: Task,
+    task: Task | None,
     output_dir: str | Path,
     *,
+    observations: Iterable[Any] | None = None,
     latency_ms: float | None = None,
     margin: float = 0.02,
     stateful: bool = False,
     **settings: Any,
-) -> Calibration:
+) -> Calibration | Prediction:
     """Finds the fastest plan of a policy that loses no success, by episodes; ``.plan`` of what is returned is it.
 
     Plans of all costs run the same episodes as the plain policy; what promises most is confirmed on episodes that chose
-    nothing. Takes minutes, shows its progress, and goes on after an interruption.
+    nothing. Takes minutes, shows its progress, and goes on after an interruption. Without a simulator, the plan for a
+    latency is predicted from observations.
 
     Args:
         policy: A policy of Diffusion Policy's kind; it is left as it was.
         task: Runs its episodes: ``bacinfer.tasks.make_task(...)``, or an object of your own with its two methods.
+            None: there is none.
         output_dir: Where plan.json and what was measured are kept.
+        observations: Without a task: what the policy samples at, dicts of tensors [1, ...].
         latency_ms: Asks for the best plan that takes at most so many milliseconds a call (median, batch 1).
         margin: A plan loses nothing where its mean score is below the plain policy's by less than this.
         stateful: Whether the plan may start a call from the last one's actions, see `apply`.
-        settings: As of `bacinfer.experiments.calibration.calibrate`.
+        settings: As of `bacinfer.experiments.calibration.calibrate` or `bacinfer.experiments.prediction.predict`.
 
     Raises:
-        ValueError: no plan reaches the latency; says which one comes nearest.
+        ValueError: no plan reaches the latency (says which one comes nearest), or what is given is not enough.
         RuntimeError: the simulator is missing or failed.
     """
-    from bacinfer.experiments import calibration
+    from bacinfer.experiments import calibration, prediction
 
-    target = calibration.Target(None if latency_ms is None else latency_ms / 1e3, margin)
-    return calibration.calibrate(policy, task, output_dir, target, stateful=stateful, **settings)
+    latency = None if latency_ms is None else latency_ms / 1e3
+    if (task is None) == (observations is None):
+        raise ValueError("a calibration takes a task, or observations where there is none: give one of them")
+    if task is not None:
+        target = calibration.Target(latency, margin)
+        return calibration.calibrate(policy, task, output_dir, target, stateful=stateful, **settings)
+    if latency is None or stateful:
+        raise ValueError(
+            "without a task nothing shows that a plan loses nothing, nor what a warm start does: give latency_ms, and "
+            "the plan whose actions are most like the plain policy's is chosen of those that are fast enough"
+        )
+    return prediction.predict(policy, observations or (), output_dir, latency, **settings)

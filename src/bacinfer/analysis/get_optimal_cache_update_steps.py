@@ -20,6 +20,7 @@ from bacinfer.commands.options import (
     add_policy_arguments,
     add_seed_argument,
     integers,
+    lerobot_checkpoints,
     load_policy_and_config,
     path_argument,
     run_command,
@@ -118,14 +119,13 @@ def _diffusion_policy(args: argparse.Namespace) -> tuple[Any, Task, Path]:
 
 def _lerobot(args: argparse.Namespace) -> tuple[Any, Any, Path]:
     """The handle of LeRobot's policy, the episodes of the data set, and the file that its weights are in."""
-    from bacinfer.lerobot import checkpoint, handle  # imports lerobot
-
     if args.dataset is None:
         raise ValueError("--lerobot needs --dataset, the data set that the policy observes")
+    checkpoint = lerobot_checkpoints()
     policy = checkpoint.load_policy(args.lerobot, args.device)
     preprocessor = checkpoint.load_preprocessor(args.lerobot, policy)
     episodes = checkpoint.Episodes(args.dataset, preprocessor, policy.config.n_action_steps)
-    return handle(policy), episodes, args.lerobot / checkpoint.WEIGHTS
+    return checkpoint.handle(policy), episodes, args.lerobot / checkpoint.WEIGHTS
 
 
 def _demos(args: argparse.Namespace) -> Sequence[int]:

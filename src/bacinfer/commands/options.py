@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from bacinfer.analysis.block_statistics import DEFAULT_METRICS
@@ -101,6 +102,24 @@ def load_policy_and_config(args: argparse.Namespace) -> tuple[Any, Checkpoint]:
     device = check_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint, trust_checkpoint=args.trust_checkpoint)
     return build_policy(checkpoint, device), checkpoint
+
+
+def lerobot_checkpoints() -> ModuleType:
+    """The module `bacinfer.lerobot.checkpoint`.
+
+    Raises:
+        ImportError: lerobot is not installed.
+    """
+    try:
+        from bacinfer.lerobot import checkpoint
+    except ModuleNotFoundError as error:
+        if error.name != "lerobot":
+            raise
+        raise ImportError(
+            "a LeRobot checkpoint needs lerobot, which is not installed here: pip install lerobot==0.6.1, with the "
+            "extra of the policy's type, for Python 3.12 or later"
+        ) from error
+    return checkpoint
 
 
 def add_cache_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from bacinfer import FastDiffusionPolicy
+from bacinfer import CacheSchedule, FastDiffusionPolicy
+from bacinfer.core.blocks import find_blocks
+from bacinfer.core.engines.denoising_steps import read_steps
+from bacinfer.core.engines.fused.constants import Constants
+from bacinfer.core.engines.fused.denoiser import read_denoiser
 from bacinfer.policies import Checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.reference import LinearNormalizer
@@ -41,6 +45,15 @@ def make_policy(variant: str = "causal", *overrides: str, scheduler: Any = None)
 def make_scheduler(kind: str = "ddpm", num_train_timesteps: int = 10, **settings: Any) -> Any:
     scheduler_class = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}[kind]
     return scheduler_class(num_train_timesteps=num_train_timesteps, beta_schedule="squaredcos_cap_v2", **settings)
+
+
+@torch.no_grad()
+def make_constants(policy: Any, update_every: int = 1) -> Constants:
+    K = policy.num_inference_steps
+    blocks = find_blocks(policy.model)
+    schedule = CacheSchedule(K, {block.key: tuple(range(0, K, update_every)) for block in blocks})
+    sampler = read_steps(policy.noise_scheduler, K)
+    return Constants(read_denoiser(policy.model, blocks), schedule, sampler, torch.float32)
 
 
 def act(policy: Any, batch: int = 3, seed: int = 1) -> Tensor:

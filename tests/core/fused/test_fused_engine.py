@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from bacinfer import CacheSchedule, FastDiffusionPolicy
 from bacinfer.core.blocks import find_blocks
-from bacinfer.core.engines.fused import runners
-from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library
+from bacinfer.core.engines.fused import native, runners
+from bacinfer.core.engines.fused.native_library import NativeUnavailableError
 from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.observing import observe_residuals
 from core.fused.fused_helpers import (
@@ -44,7 +44,7 @@ def executor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     if request.param == "python":
         without_compiler(monkeypatch)
     else:
-        native_library()  # an error here, rather than a test of the other
+        native.native_library()  # an error here, rather than a test of the other
     return request.param
 
 

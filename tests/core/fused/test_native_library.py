@@ -164,6 +164,7 @@ def test_vectors_are_as_wide_as_the_compiler_is_told(
 )
 def test_a_damaged_library_is_compiled_anew(kept: Path, damage: Callable[[bytes], bytes], start: Start) -> None:
     content = kept.read_bytes()
+    kept.unlink()  # this process has loaded it, and would end with the file that it maps
     kept.write_bytes(damage(content))
     child = start()
     assert child.communicate(timeout=300)[0] == "16\n"

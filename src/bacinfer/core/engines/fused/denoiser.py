@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from bacinfer.core.blocks import Block
 from bacinfer.core.engines.base import UnsupportedPolicyError
+from bacinfer.core.engines.fused import huge_pages
 from bacinfer.core.patching import replaced_methods
 
 _ATTRIBUTES = (
@@ -160,6 +161,18 @@ class Affine:
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.addmm(self.bias, x, self.columns, out=out)
+
+
+def join_panels(affines: Sequence[Affine], width: int) -> None:
+    """Moves the panels of all to one piece of memory, in their order, if they are not there yet."""
+    if all(width in affine._panels for affine in affines):
+        return
+    memory = huge_pages.empty(sum(affine.panels(width).numel() for affine in affines))
+    start = 0
+    for affine in affines:
+        panels = affine.panels(width)
+        affine._panels[width] = memory[start : start + panels.numel()].view(panels.shape).copy_(panels)
+        start += panels.numel()
 
 
 @dataclass(frozen=True)

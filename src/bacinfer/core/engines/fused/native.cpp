@@ -8,6 +8,7 @@
 // them; only where there are fewer entries than threads do several threads share one, and meet at barriers.
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstddef>
@@ -19,15 +20,21 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#else
-constexpr int LANES = 8;
+// The processor's vectors are the compiler's; all that differs between processors is here. A product is computed in
+// tiles of up to TILE rows and VECTORS vectors of columns, whose sums have to stay in registers.
+#if defined(__AVX512F__)  // 32 registers
+constexpr int LANES = 16, VECTORS = 2, TILE = 6;
+#elif defined(__AVX__)  // 16 registers
+constexpr int LANES = 8, VECTORS = 2, TILE = 6;
+#elif defined(__aarch64__)  // 32 registers
+constexpr int LANES = 4, VECTORS = 2, TILE = 8;
+#else  // 16 registers, as SSE has
+constexpr int LANES = 4, VECTORS = 2, TILE = 6;
 #endif
-constexpr int PANEL = 2 * LANES;  // columns of a product that are computed at once
-constexpr int TILE = 6;           // rows of a product that are computed at once
+constexpr int PANEL = VECTORS * LANES;  // columns that are computed at once
 
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t IntVec __attribute__((vector_size(LANES * sizeof(int32_t))));
@@ -244,74 +251,138 @@ void normalise(float* y, const float* x, const Norm& norm, int64_t n) {
          [&](int64_t i) { y[i] = (x[i] - mean) * scale * norm.weight[i] + norm.bias[i]; });
 }
 
-// exp(x - max), in place; returns its sum, which is no number if one of x is none. Nothing is left of what is masked.
-inline float exponentials(float* x, int64_t n, int64_t stride = 1) {
-    float highest = -INFINITY, total = 0;
-    for (int64_t i = 0; i < n; i++) highest = std::max(highest, x[i * stride]);
-    for (int64_t i = 0; i < n; i += LANES) {
-        const int64_t count = std::min<int64_t>(LANES, n - i);
-        Vec v = splat(-INFINITY);
-        for (int64_t j = 0; j < count; j++) v[j] = x[(i + j) * stride] - highest;
-        const Vec powers = exponential(v);
-        v = v < LOWEST_EXPONENT ? Vec{} : v == v ? powers : v;
-        for (int64_t j = 0; j < count; j++) total += x[(i + j) * stride] = v[j];
+inline int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// Over the n rows of each column of x [n, columns], in place; what follows x up to a whole vector is written as well. No
+// number where one of a column is none; nothing is left of what is masked.
+inline void softmax(float* x, int64_t n, int64_t columns) {
+    for (int64_t c = 0; c < columns; c++) {
+        float highest = -INFINITY;
+        for (int64_t i = c; i < n * columns; i += columns) highest = std::max(highest, x[i]);
+        for (int64_t i = c; i < n * columns; i += columns) x[i] -= highest;
     }
-    return total;
+    for (int64_t i = 0; i < n * columns; i += LANES) {
+        const Vec v = load(x + i), powers = exponential(v);
+        store(x + i, v < LOWEST_EXPONENT ? Vec{} : v == v ? powers : v);
+    }
+    for (int64_t c = 0; c < columns; c++) {
+        float total = 0;
+        for (int64_t i = c; i < n * columns; i += columns) total += x[i];
+        const float inverse = 1.0f / total;
+        for (int64_t i = c; i < n * columns; i += columns) x[i] *= inverse;
+    }
 }
 
 // -- products --------------------------------------------------------------------------------------------------------
 
 enum Epilogue { STORE, ACTIVATE, ADD_TO_ROWS };
 
-// R rows of a product with one panel. The accumulators stay in registers.
+// Rows of a matrix, `stride` apart.
+template <class T>
+struct Rows {
+    T* first;
+    int64_t stride;
+
+    T* operator[](int64_t row) const { return first + row * stride; }
+};
+
+struct Tile {
+    Rows<const float> a;  // [R, in]
+    const float* panel;   // [1 + in, PANEL]
+    Rows<float> c;        // [R, columns]
+    const float* added;   // rows to add to c (ADD_TO_ROWS), as far apart
+    int64_t in, columns;
+    Epilogue epilogue;
+    int32_t activation;
+};
+
+// R rows of a product with one panel.
 template <int R>
-void tile(const float* a, int64_t in, const float* panel, float* c, int64_t out, int64_t columns, Epilogue epilogue,
-          int32_t activation, const float* rows) {
-    Vec low[R], high[R];
-    for (int r = 0; r < R; r++) low[r] = load(panel), high[r] = load(panel + LANES);
-    const float* weight = panel + PANEL;
-    for (int64_t k = 0; k < in; k++, weight += PANEL) {
-        const Vec w0 = load(weight), w1 = load(weight + LANES);
+void multiply(const Tile& tile) {
+    Vec sums[R][VECTORS];
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = load(tile.panel + v * LANES);
+    const float* weight = tile.panel + PANEL;
+    const int64_t size = (1 + tile.in) * PANEL;
+    for (int64_t k = 0; k < tile.in; k++, weight += PANEL) {
+        Vec weights[VECTORS];
+        for (int v = 0; v < VECTORS; v++) {
+            weights[v] = load(weight + v * LANES);
+            __builtin_prefetch(weight + size + v * LANES, 0, 2);  // the next panel, into the second level
+        }
         for (int r = 0; r < R; r++) {
-            const Vec value = splat(a[r * in + k]);
-            low[r] += value * w0;
-            high[r] += value * w1;
+            const Vec value = splat(tile.a[r][k]);
+            for (int v = 0; v < VECTORS; v++) sums[r][v] += value * weights[v];
         }
     }
     for (int r = 0; r < R; r++) {
-        if (epilogue == ACTIVATE) low[r] = activate(low[r], activation), high[r] = activate(high[r], activation);
+        float* c = tile.c[r];
         float values[PANEL];
-        float* target = columns == PANEL ? c + r * out : values;
-        store(target, low[r]);
-        store(target + LANES, high[r]);
-        if (columns != PANEL) std::memcpy(c + r * out, values, columns * sizeof(float));
-        if (epilogue == ADD_TO_ROWS) add(c + r * out, rows + r * out, columns);
+        float* target = tile.columns == PANEL ? c : values;
+        for (int v = 0; v < VECTORS; v++)
+            store(target + v * LANES, tile.epilogue == ACTIVATE ? activate(sums[r][v], tile.activation) : sums[r][v]);
+        if (tile.columns != PANEL) std::memcpy(c, values, tile.columns * sizeof(float));
+        if (tile.epilogue == ADD_TO_ROWS) add(c, tile.added + r * tile.c.stride, tile.columns);
     }
 }
 
+using Multiply = void (*)(const Tile&);
+
+template <int... R>
+constexpr std::array<Multiply, sizeof...(R)> multiplies(std::integer_sequence<int, R...>) {
+    return {multiply<R + 1>...};
+}
+
+constexpr auto MULTIPLY = multiplies(std::make_integer_sequence<int, TILE>());  // by the number of rows, less 1
+
 // c = a W + b for the panels first..last-1 of W, a [num_rows, in].
-void product(float* c, const float* a, int64_t num_rows, const Affine& affine, int64_t first, int64_t last,
-             Epilogue epilogue = STORE, int32_t activation = 0, const float* rows = nullptr) {
-    const int64_t in = affine.in, out = affine.out, num_tiles = (num_rows + TILE - 1) / TILE;
+void product(Rows<float> c, Rows<const float> a, int64_t num_rows, const Affine& affine, int64_t first, int64_t last,
+             Epilogue epilogue = STORE, int32_t activation = 0, const float* added = nullptr) {
+    const int64_t num_tiles = (num_rows + TILE - 1) / TILE;
     for (int64_t p = first; p < last; p++) {
-        const float* panel = affine.panels + p * PANEL * (in + 1);
-        const int64_t columns = std::min<int64_t>(PANEL, out - p * PANEL);
+        const float* panel = affine.panels + p * PANEL * (1 + affine.in);
+        const int64_t column = p * PANEL, columns = std::min<int64_t>(PANEL, affine.out - column);
         for (int64_t t = 0; t < num_tiles; t++) {  // of nearly equal height
-            const int64_t start = t * num_rows / num_tiles, height = (t + 1) * num_rows / num_tiles - start;
-            const float* from = a + start * in;
-            float* to = c + start * out + p * PANEL;
-            const float* added = rows + start * out + p * PANEL;
-            switch (height) {
-                case 1: tile<1>(from, in, panel, to, out, columns, epilogue, activation, added); break;
-                case 2: tile<2>(from, in, panel, to, out, columns, epilogue, activation, added); break;
-                case 3: tile<3>(from, in, panel, to, out, columns, epilogue, activation, added); break;
-                case 4: tile<4>(from, in, panel, to, out, columns, epilogue, activation, added); break;
-                case 5: tile<5>(from, in, panel, to, out, columns, epilogue, activation, added); break;
-                default: tile<6>(from, in, panel, to, out, columns, epilogue, activation, added);
-            }
+            const int64_t start = t * num_rows / num_tiles, end = (t + 1) * num_rows / num_tiles;
+            MULTIPLY[end - start - 1]({{a[start], a.stride}, panel, {c[start] + column, c.stride},
+                                       added + start * c.stride + column, affine.in, columns, epilogue, activation});
         }
     }
 }
+
+inline int64_t num_panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
+
+// All of c = a W + b, where rows follow each other.
+void product(float* c, const float* a, int64_t num_rows, const Affine& affine, Epilogue epilogue = STORE,
+             const float* added = nullptr) {
+    product({c, affine.out}, {a, affine.in}, num_rows, affine, 0, num_panels(affine.out), epilogue, 0, added);
+}
+
+// The panels of a matrix W [in, out] that is known only now, without a bias.
+class Panels {
+public:
+    Panels(int64_t in, int64_t out) : in_(in), out_(out), values_(num_panels(out) * (1 + in) * PANEL) {}
+
+    void set_row(int64_t row, const float* x) {
+        for (int64_t column = 0; column < out_; column += PANEL)
+            std::memcpy(place(row, column), x + column, std::min<int64_t>(PANEL, out_ - column) * sizeof(float));
+    }
+
+    void set_column(int64_t column, const float* x) {
+        float* const first = place(0, column);
+        for (int64_t row = 0; row < in_; row++) first[row * PANEL] = x[row];
+    }
+
+    operator Affine() const { return {values_.data(), (int32_t)in_, (int32_t)out_}; }
+
+private:
+    float* place(int64_t row, int64_t column) {
+        return &values_[(column / PANEL * (1 + in_) + 1 + row) * PANEL + column % PANEL];
+    }
+
+    const int64_t in_, out_;
+    std::vector<float> values_;
+};
 
 // -- teams -----------------------------------------------------------------------------------------------------------
 
@@ -344,11 +415,13 @@ struct Member {
     int index, size;
     Barrier& barrier;
     std::vector<float> normalised, scores;
+    Panels keys, values;  // of one head of self-attention
 
     Member(const Program& program, int64_t first, int64_t last, int index, int size, Barrier& barrier)
         : p(program), first(first), last(last), index(index), size(size), barrier(barrier),
           normalised((last - first) * std::max(p.rows, p.condition_tokens) * 2 * p.width),
-          scores(std::max(p.rows, p.condition_tokens * p.heads)) {}
+          scores(std::max(p.rows * whole_vectors(p.rows), whole_vectors(p.condition_tokens * p.heads))), keys(p.width / p.heads, p.rows),
+          values(p.rows, p.width / p.heads) {}
 
     int64_t share(int64_t n, int i) const { return n * i / size; }
 
@@ -359,8 +432,9 @@ struct Member {
     // All columns of `c`, each member a share of them; c and a start at the team's first row.
     void shared_product(float* c, const float* a, int64_t num_rows, const Affine& affine, Epilogue epilogue = STORE,
                         int32_t activation = 0) {
-        const int64_t panels = (affine.out + PANEL - 1) / PANEL;
-        product(c, a, num_rows, affine, share(panels, index), share(panels, index + 1), epilogue, activation);
+        const int64_t panels = num_panels(affine.out);
+        product({c, affine.out}, {a, affine.in}, num_rows, affine, share(panels, index), share(panels, index + 1),
+                epilogue, activation);
     }
 
     void run() {
@@ -378,8 +452,8 @@ struct Member {
                     if (row % p.rows == 0) std::memcpy(p.embedded + row * D, instruction.source, D * sizeof(float));
                 break;
             case EMBED:
-                product(p.x + offset, p.tokens + begin * p.trajectory_width, end - begin, p.input, 0,
-                        (D + PANEL - 1) / PANEL, ADD_TO_ROWS, 0, p.embedded + offset);
+                product(p.x + offset, p.tokens + begin * p.trajectory_width, end - begin, p.input, ADD_TO_ROWS,
+                        p.embedded + offset);
                 break;
             case ADD_RESIDUALS: add_residuals(p.x + offset, instruction.first, instruction.last, offset, n); break;
             case STORE_TOTAL:
@@ -428,20 +502,21 @@ struct Member {
     void attend(int64_t entry, int64_t head, const float* mask) {
         const int64_t D = p.width, N = p.rows, head_width = D / p.heads;
         const float scale = 1.0f / std::sqrt((float)head_width);
-        const float* qkv = p.qkv + entry * N * 3 * D + head * head_width;
+        const Rows<const float> query{p.qkv + entry * N * 3 * D + head * head_width, 3 * D};
+        const Rows<const float> key{query.first + D, 3 * D}, value{query.first + 2 * D, 3 * D};
+        for (int64_t j = 0; j < N; j++) keys.set_column(j, key[j]), values.set_row(j, value[j]);
+        const Rows<float> probabilities{scores.data(), whole_vectors(N)};
+        product(probabilities, query, N, keys, 0, num_panels(N));
         for (int64_t i = 0; i < N; i++) {
+            float* row = probabilities[i];
             for (int64_t j = 0; j < N; j++) {
-                const bool hidden = mask && mask[i * N + j] == -INFINITY;
-                scores[j] = hidden ? -INFINITY
-                                   : dot(qkv + i * 3 * D, qkv + j * 3 * D + D, head_width) * scale +
-                                         (mask ? mask[i * N + j] : 0.0f);
+                const float added = mask ? mask[i * N + j] : 0.0f;
+                row[j] = added == -INFINITY ? -INFINITY : row[j] * scale + added;
             }
-            const float inverse = 1.0f / exponentials(scores.data(), N);
-            float* mixed = p.mixed + (entry * N + i) * D + head * head_width;
-            std::fill(mixed, mixed + head_width, 0.0f);
-            for (int64_t j = 0; j < N; j++)
-                add_scaled(mixed, qkv + j * 3 * D + 2 * D, scores[j] * inverse, head_width);
+            softmax(row, N, 1);
         }
+        float* mixed = p.mixed + entry * N * D + head * head_width;
+        product({mixed, D}, {scores.data(), probabilities.stride}, N, values, 0, num_panels(head_width));
     }
 
     void cross_attention(const Block& block, float* residual) {
@@ -452,10 +527,7 @@ struct Member {
             const float* offset = block.offset + row * J * H;
             normalise(normalised.data(), p.x + row * D, block.norm, D);
             for (int64_t i = 0; i < J * H; i++) scores[i] = dot(normalised.data(), logits + i * D, D) + offset[i];
-            for (int64_t head = 0; head < H; head++) {
-                const float inverse = 1.0f / exponentials(&scores[head], J, H);
-                for (int64_t j = 0; j < J; j++) scores[j * H + head] *= inverse;
-            }
+            softmax(scores.data(), J, H);
             float* out = residual + row * D;
             std::memcpy(out, block.out_bias, D * sizeof(float));
             for (int64_t i = 0; i < J * H; i++) add_scaled(out, values + i * D, scores[i], D);
@@ -483,8 +555,7 @@ struct Member {
         float* key_value = normalised.data();
         barrier.wait();
         for (int64_t entry = first; entry < last; entry++) {
-            product(key_value, instruction.source + entry * count * D, count, block.first, 0,
-                    (2 * D + PANEL - 1) / PANEL);
+            product(key_value, instruction.source + entry * count * D, count, block.first);
             for (int64_t i = 0; i < count * H; i++) {
                 if (i % size != index) continue;
                 const int64_t token = i / H, head = i % H, j = instruction.last + token;
@@ -512,8 +583,7 @@ struct Member {
                 x = normalised.data();
             }
             normalise(normalised.data(), x, p.final_norm, D);
-            product(p.output + row * p.trajectory_width, normalised.data(), 1, p.head, 0,
-                    (p.trajectory_width + PANEL - 1) / PANEL);
+            product(p.output + row * p.trajectory_width, normalised.data(), 1, p.head);
         }
     }
 

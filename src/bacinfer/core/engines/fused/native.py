@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bacinfer.core.engines.fused import instructions as op
-from bacinfer.core.engines.fused.denoiser import Affine, CrossAttentionWeights, FeedForwardWeights, Norm
+from bacinfer.core.engines.fused.denoiser import Affine, CrossAttentionWeights, FeedForwardWeights, Norm, join_panels
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library
 from bacinfer.core.engines.fused.program import BlockInstruction, Program
 from bacinfer.core.engines.sampling_call import SamplingCall
@@ -88,6 +88,7 @@ class NativeProgram:
         hidden_widths = [len(w.first.bias) for w in program.constants.weights if isinstance(w, FeedForwardWeights)]
         self._mixed = torch.zeros_like(program.buffers.x)
         self._hidden = self._mixed.new_zeros(len(self._mixed), max(hidden_widths, default=0))
+        join_panels(_affines(program), self._library.panel_width())
         self._kept: list[Any] = []  # what the structs point to
         self._struct = self._encode()
 
@@ -98,9 +99,13 @@ class NativeProgram:
     def sample(self, call: SamplingCall) -> Tensor:
         """See `Program.sample`."""
         self.program.load(call)
+        self.run()
+        return self.program.buffers.trajectory.clone()
+
+    def run(self) -> None:
+        """Denoises what was loaded, in place."""
         self.program.encode_condition()
         self._library.run(ctypes.byref(self._struct), torch.get_num_threads())
-        return self.program.buffers.trajectory.clone()
 
     # -- encoding ----------------------------------------------------------------------------------------------------
 
@@ -191,6 +196,17 @@ class NativeProgram:
                 "source": None if draw is None else self._pointer(buffers.noise[draw]),
             }
         return {}
+
+
+def _affines(program: Program) -> list[Affine]:
+    """All that a program multiplies by, in the order of its blocks."""
+    constants = program.constants
+    parts = [
+        constants.input,
+        *(part for weights in constants.weights for part in vars(weights).values()),
+        constants.head,
+    ]
+    return [part for part in parts if isinstance(part, Affine)]
 
 
 def _check_structs(library: ctypes.CDLL) -> None:

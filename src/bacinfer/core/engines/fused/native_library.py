@@ -23,6 +23,7 @@ from pathlib import Path
 logger = logging.getLogger("bacinfer")
 
 SOURCE = Path(__file__).with_name("native.cpp")
+COMPILER_OPTIONS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-pthread")
 _COMPILE_SECONDS = 120
 
 
@@ -63,7 +64,7 @@ def _compiler_command() -> list[str]:
         compiler = shlex.split(given)
     except ValueError as error:
         raise NativeUnavailableError(f"CXX is {given!r}, which is no command line ({error})") from error
-    return [*compiler, "-O3", "-std=c++17", "-ffp-contract=fast", "-shared", "-fPIC", "-pthread", _native_flag()]
+    return [*compiler, *COMPILER_OPTIONS, "-shared", "-fPIC", _native_flag()]
 
 
 def _native_flag() -> str:

@@ -1,0 +1,131 @@
+"""The best plan for a latency where there is no simulator: a prediction from actions alone.
+
+Of what can be measured without episodes, the distance of the executed actions' distribution from the plain policy's
+ordered plans by their scores best (see the measurements in the documentation); the action error draw by draw did not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from bacinfer.core.apply import applied_to, apply, left_as_found, switch
+from bacinfer.core.calls import CallStream
+from bacinfer.core.engines import AUTO
+from bacinfer.core.plan import SamplingPlan
+from bacinfer.experiments.candidates import default_methods, plans_of
+from bacinfer.files import write_json
+from bacinfer.measurement.distribution import sliced_wasserstein
+from bacinfer.measurement.latency import measure_latencies
+
+NUM_DRAWS = 16
+"""Of the sampling noise, at each observation."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found; ``str()`` of it is a table.
+
+    Attributes:
+        name, plan: The plan that is predicted to be the best.
+        latencies: Names of all plans to the median of a call at batch 1, seconds.
+        distances: Names of those that are fast enough to their distance from the plain policy's executed actions
+            (sliced Wasserstein, normalised units).
+    """
+
+    name: str
+    plan: SamplingPlan
+    latencies: Mapping[str, float]
+    distances: Mapping[str, float]
+
+    @property
+    def verdict(self) -> str:
+        """What can be said of the plan, in a sentence."""
+        return (
+            f"{self.name}: {1e3 * self.latencies[self.name]:.2f} ms a call; of the plans that are fast enough its "
+            f"actions are distributed most like the plain policy's. This is a prediction: what it does to success, "
+            f"only episodes tell"
+        )
+
+    def __str__(self) -> str:
+        width = max(map(len, self.latencies))
+        lines = [f"{'plan':{width}}  ms a call  distance"]
+        for name, seconds in sorted(self.latencies.items(), key=lambda item: item[1]):
+            distance = f"{self.distances[name]:8.4f}" if name in self.distances else "too slow"
+            lines.append(f"{name:{width}}  {1e3 * seconds:9.2f}  {distance}")
+        return "\n".join([*lines, "", self.verdict])
+
+
+def predict(
+    policy: Any,
+    observations: Iterable[dict[str, Tensor]],
+    output_dir: str | Path,
+    latency: float,
+    *,
+    plans: Mapping[str, SamplingPlan] | None = None,
+    engine: str = AUTO,
+) -> Prediction:
+    """Finds the plan of a policy that is predicted to be the best of those that take at most `latency` seconds a call.
+
+    Args:
+        policy: A policy of Diffusion Policy's kind; it is left as it was.
+        observations: What it samples at, dicts of tensors [1, ...]; a few dozen that it meets at work.
+        output_dir: Gets ``plan.json`` and ``prediction.json``.
+        plans: Names to what is tried, without warm starts, whose calls depend on each other; None: the default ones.
+        engine: What runs them.
+
+    Raises:
+        ValueError: there are no observations, a plan keeps state, or none is fast enough; says which one comes nearest.
+    """
+    seen = list(observations)
+    if not seen:
+        raise ValueError("there are no observations to predict at: give at least one")
+    with left_as_found(policy):
+        if plans is None:
+            plans = plans_of(policy, default_methods(policy, stateful=False), seen)
+        stateful = [name for name, plan in plans.items() if plan.warm_start is not None]
+        if stateful:
+            raise ValueError(f"what warm starts do ({', '.join(stateful)}) shows in episodes only: give a task")
+        variants = {}
+        for name, plan in plans.items():
+            apply(policy, plan, engine=engine)
+            variants[name] = applied_to(policy)
+        timed = measure_latencies(policy, seen[0], {n: partial(switch, policy, a) for n, a in variants.items()}, 10)
+        latencies = {name: found.p50 for name, found in timed.items()}
+        fast = [name for name, seconds in latencies.items() if seconds <= latency]
+        if not fast:
+            nearest = min(latencies, key=lambda name: latencies[name])
+            raise ValueError(
+                f"no plan takes {1e3 * latency:.3g} ms a call or less on this machine; the nearest is {nearest} with "
+                f"{1e3 * latencies[nearest]:.3g} ms"
+            )
+        apply(policy, SamplingPlan(), engine=engine)
+        plain = _executed(policy, seen)
+        distances = {}
+        for name in tqdm(fast, "drawing actions", unit="plan"):
+            switch(policy, variants[name])
+            distances[name] = sliced_wasserstein(_executed(policy, seen), plain)
+    best = min(distances, key=lambda name: distances[name])
+    found = Prediction(best, plans[best], latencies, distances)
+    output_dir = Path(output_dir)
+    found.plan.save(output_dir / "plan.json")
+    what = {"chosen": best, "verdict": found.verdict, "latencies": latencies, "distances": distances}
+    write_json(output_dir / "prediction.json", what)
+    return found
+
+
+def _executed(policy: Any, observations: Iterable[dict[str, Tensor]]) -> Tensor:
+    """Normalised actions [N, NUM_DRAWS, n_action_steps, A] that would be executed, many draws at each observation."""
+    stream, found = CallStream(policy, 0), []
+    for obs in observations:
+        batch = {key: value.expand(NUM_DRAWS, *value.shape[1:]).contiguous() for key, value in obs.items()}
+        with stream, torch.no_grad():
+            found.append(policy.normalizer["action"].normalize(policy.predict_action(batch)["action"]))
+    return torch.stack(found)

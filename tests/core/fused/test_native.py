@@ -1,0 +1,92 @@
+"""Compiled code, piece by piece: products against a loop, instructions against what their `run` computes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import is_dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from bacinfer.core.engines.fused import instructions as op
+from bacinfer.core.engines.fused import runners
+from bacinfer.core.engines.fused.buffers import Buffers
+from bacinfer.core.engines.fused.program import Program
+from bacinfer.core.engines.sampling_call import SamplingCall
+from core.fused.fused_helpers import make_constants, make_policy
+from core.fused.native_executable import NativeExecutable
+
+POLICIES = {
+    "causal": [],
+    "condition_encoder": [],
+    "inpainting": ["policy.model.n_emb=12", "policy.model.n_head=1", "horizon=13"],
+    "encoder_only": ["policy.model.n_emb=24", "policy.model.n_head=4", "horizon=19"],
+}
+BATCH, OBSERVED = 3, 2  # observations of which a trajectory knows
+ERROR = 1e-6  # of the largest value: by what sums of up to 96 products differ in another order
+
+
+def test_products_of_all_shapes_equal_a_loop(native_executable: NativeExecutable) -> None:
+    assert native_executable("products").startswith("0 of")
+
+
+@pytest.mark.parametrize("variant", POLICIES)
+@torch.no_grad()
+def test_every_instruction_of_a_program_computes_what_pytorch_does(variant: str) -> None:
+    program = make_program(variant)
+    state = tensors(program.buffers)
+    for number, instruction in enumerate(program.instructions):
+        before = {name: tensor.clone() for name, tensor in state.items()}
+        run_natively(program, instruction)
+        found = {name: tensor.clone() for name, tensor in state.items()}
+        for name, tensor in state.items():
+            tensor.copy_(before[name])
+        program.encode_condition()
+        instruction.run(program.buffers)
+        for name, expected in state.items():
+            finite = expected[expected.isfinite()]  # logits are not, where they are masked
+            where = f"{name} after instruction {number}, {type(instruction).__name__}"
+            bound = ERROR * finite.abs().amax().item()
+            torch.testing.assert_close(found[name], expected, rtol=0, atol=bound, msg=lambda m, w=where: f"{w}: {m}")
+
+
+def test_every_instruction_is_in_one_of_these_programs() -> None:
+    found = {type(instruction) for variant in POLICIES for instruction in make_program(variant).instructions}
+    assert found == {kind for kind in vars(op).values() if is_dataclass(kind) and kind.__module__ == op.__name__}
+
+
+@torch.no_grad()
+def make_program(variant: str) -> Program:
+    """A program with every instruction that the policy can have, and something in each of its buffers."""
+    policy = make_policy(variant, *POLICIES[variant])
+    generator = torch.Generator().manual_seed(2)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    given = draw(BATCH, policy.horizon, policy.action_dim + (0 if policy.obs_as_cond else policy.obs_dim))
+    is_given = torch.zeros_like(given, dtype=torch.bool)
+    is_given[:, :OBSERVED, policy.action_dim :] = True
+    condition = draw(BATCH, OBSERVED, policy.obs_dim) if policy.obs_as_cond else None
+    call = SamplingCall(given, is_given, condition, generator, {})
+    program = Program(make_constants(policy, update_every=3), call)
+    program.load(call)
+    for name in ("residuals", "total", "x", "output"):
+        buffer = getattr(program.buffers, name)
+        buffer.copy_(draw(*buffer.shape))
+    return program
+
+
+def run_natively(program: Program, instruction: op.Instruction) -> None:
+    alone = copy.copy(program)
+    alone.instructions = [instruction]
+    runners.NativeProgram(alone).run()
+
+
+def tensors(buffers: Buffers) -> dict[str, Tensor]:
+    """All that instructions write, and `run` not for itself alone."""
+    found = {name: value for name, value in vars(buffers).items() if isinstance(value, Tensor)}
+    for block, condition in buffers.conditions.items():
+        found |= {f"{name} of block {block}": getattr(condition, name) for name in ("vectors", "offset")}
+    return {name: tensor for name, tensor in found.items() if name not in ("is_given", "mask", "x0") and tensor.numel()}
