@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bacinfer._installation import __version__  # first: it refuses systems that are not supported
-from bacinfer.analysis.find_plan import find_plan
+from bacinfer.analysis.find_plan import find_plan, find_sensitive_plan
 from bacinfer.core.apply import apply, refresh, remove, summary
 from bacinfer.core.blocks import ResidualBlock, register_layer, unregister_layer
 from bacinfer.core.bubbling import bubbling_union
@@ -43,6 +43,7 @@ __all__ = [
     "bubbling_union",
     "calibrate",
     "find_plan",
+    "find_sensitive_plan",
     "load_policy",
     "measure",
     "refresh",

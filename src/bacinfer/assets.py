@@ -5,6 +5,7 @@
     assets/<task>/original/
         activations.npz                        residuals of one run, [K, ...] a block
         similarity_matrices.npz                a K×K matrix a block and metric, and what is needed to go on
+        holding_costs.npz                      what reusing each block's residuals does to the actions, [K, K+1]
         block_errors.json                      what bubbling union selects blocks by
         optimal_steps/<metric>/schedules.json  the update steps of all blocks, for every number of updates M
 
@@ -44,6 +45,10 @@ class RunAssets:
     @property
     def similarity_matrices(self) -> Path:
         return self.directory / "similarity_matrices.npz"
+
+    @property
+    def holding_costs(self) -> Path:
+        return self.directory / "holding_costs.npz"
 
     @property
     def block_errors(self) -> Path:

@@ -170,6 +170,8 @@ def test_default_methods_fit_the_policy() -> None:
         plans_of(policy, parse_methods("unified:3"), [observations(1)])
     bac = plans_of(policy, parse_methods("own:6+bac:3:1"), [observations(1)])["own:6+bac:3:1"]
     assert bac == bacinfer.find_plan(policy, [observations(1)], 3, 1, sampler=Sampler("own", 6))
+    sens = plans_of(policy, parse_methods("own:6+sens:2"), [observations(1)])["own:6+sens:2"]
+    assert sens == bacinfer.find_sensitive_plan(policy, [observations(1)], 2, sampler=Sampler("own", 6))
 
 
 @pytest.mark.parametrize(

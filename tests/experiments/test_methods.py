@@ -41,6 +41,8 @@ def warm(*timesteps: int, distance: float | None = None) -> WarmStart:
             Method("uniform", num_caches=2, sampler=Sampler("own", 10), warm_start=warm(40, 20, 0, distance=0.2)),
             "own 10 + warm 40 20 0 + uniform 2",
         ),
+        ("sens:8", Method("sens", budget=8), "sensitivity 8"),
+        ("own:20+sens:2.5", Method("sens", budget=2.5, sampler=Sampler("own", 20)), "own 20 + sensitivity 2.5"),
         ("ddim:16+uniform:8", Method("uniform", num_caches=8, sampler=Sampler("ddim", 16)), "DDIM 16 + uniform 8"),
     ],
 )
@@ -56,6 +58,7 @@ def test_one_method_has_one_spelling() -> None:
     assert parse_method("ddim:8+plain").spec == "ddim:8"
     assert parse_method("warm:40-20-0").spec == "warm:40:3"
     assert parse_method("ddim:8:0").spec == "ddim:8"
+    assert parse_method("sens:8.0").spec == "sens:8"
     assert [method.spec for method in parse_methods("plain, bac:10:0,blockwise:10")] == ["plain", "blockwise:10"]
 
 
@@ -72,7 +75,18 @@ NO_METHODS = [
         "edit:",
         "edit:0,5",
     ),
-    *("uniform:10:l1", "ddim:4+", "ddim:4+ddim:2", "ddim:4,", "uniform:4+ddim:16"),
+    *(
+        "sens",
+        "sens:",
+        "sens:8:l1",
+        "sens:8:5",
+        "sens:-1",
+        "uniform:10:l1",
+        "ddim:4+",
+        "ddim:4+ddim:2",
+        "ddim:4,",
+        "uniform:4+ddim:16",
+    ),
 ]
 
 
@@ -86,6 +100,8 @@ def test_what_is_no_method(spec: str) -> None:
     ("spec", "message"),
     [
         ("uniform:0", "num_caches must be at least 1, got 0"),
+        ("sens:0.5", "budget must be at least 1, got 0.5"),
+        ("warm:40:3+sens:2", "goes with trajectories that start from noise"),
         ("threshold:0", "interval must be at least 1"),
         ("ddim:0", "a sampler takes at least one step, got 0"),
         ("own:10:0.5", "eta is DDIM's noise"),
@@ -106,7 +122,7 @@ def test_impossible_numbers_and_metrics(spec: str, message: str) -> None:
     ("spec", "cache_mode"),
     [
         *(("plain", "original"), ("lossless", "original"), ("ddim:4+uniform:2", "threshold"), ("edit:0-2", "edit")),
-        *(("unified:3", "edit"), ("blockwise:3", "optimal"), ("bac:3:1", "optimal")),
+        *(("unified:3", "edit"), ("blockwise:3", "optimal"), ("bac:3:1", "optimal"), ("sens:3", "optimal")),
     ],
 )
 def test_what_bacinfers_records_call_a_method(spec: str, cache_mode: str) -> None:

@@ -9,13 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+import bacinfer
 from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.update_steps import optimal_update_steps
-from bacinfer.assets import RunAssets, read_block_errors, read_schedule, write_by_block, write_schedules
+from bacinfer.assets import (
+    RunAssets,
+    read_block_errors,
+    read_by_block,
+    read_schedule,
+    write_by_block,
+    write_schedules,
+)
 from bacinfer.core.apply import summary
 from bacinfer.core.bubbling import bubbling_union, select_blocks
 from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.experiments import plans
 from bacinfer.experiments.method import parse_method
 from bacinfer.experiments.plans import ScheduleSource, applied, make_plan
 from bacinfer.tasks import PushTTask
@@ -127,6 +136,40 @@ def test_a_plan_is_for_the_policy_that_it_was_made_for(pusht_policy: Any, source
     with pytest.raises(ValueError, match="made for another policy"):
         applied(pusht_policy, method, plan, "eager").__enter__()
     assert summary(pusht_policy).mode == "original"
+
+
+@pytest.mark.parametrize(("spec", "directory"), [("sens:3", "original"), ("own:5+sens:2.5", "own_5")])
+def test_derivatives_are_taken_once_for_all_budgets(
+    pusht_policy: Any, source: ScheduleSource, monkeypatch: pytest.MonkeyPatch, spec: str, directory: str
+) -> None:
+    method = parse_method(spec)
+    found = schedule(pusht_policy, spec, source)
+    seen = [obs for demo in plans.ANALYSIS_DEMOS for obs in TASK.observations(pusht_policy, demo)]
+    expected = bacinfer.find_sensitive_plan(pusht_policy, seen, method.budget or 0, sampler=method.sampler)
+    assert found == expected.cache
+
+    taken = []
+    monkeypatch.setattr(plans, "holding_costs", lambda *_: taken.append(1) or plain_costs)
+    path = RunAssets(source.found_dir / directory).holding_costs
+    plain_costs, _ = read_by_block(path)
+    assert schedule(pusht_policy, spec, source) == found
+    assert schedule(pusht_policy, spec.replace("sens:3", "sens:4").replace("2.5", "4"), source) != found
+    assert not taken
+    write_by_block(path, plain_costs, plain_costs, digest="of other demos")
+    assert schedule(pusht_policy, spec, source) == found
+    assert taken == [1]
+
+
+def test_a_budget_above_the_number_of_steps(pusht_policy: Any, source: ScheduleSource) -> None:
+    with pytest.raises(ValueError, match=r"budget must be a number in 1\.\.5 .*got 6\.0"):
+        schedule(pusht_policy, "own:5+sens:6", source)
+    assert not source.found_dir.exists()
+
+
+def test_what_a_schedule_by_derivatives_depends_on(source: ScheduleSource) -> None:
+    assert "probes" in source.digest(parse_method("sens:3"))
+    assert source.digest(parse_method("sens:3")) != source.digest(parse_method("bac:3:1"))
+    assert source.assets(parse_method("sens:3")) is None
 
 
 def test_an_interrupted_analysis_is_not_taken_for_a_whole_one(pusht_policy: Any, source: ScheduleSource) -> None:

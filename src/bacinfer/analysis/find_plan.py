@@ -1,18 +1,23 @@
-"""Observations -> plan: when each residual block of a policy has to be recomputed (BAC, arXiv 2506.13456)."""
+"""Observations -> plan: when each residual block of a policy has to be recomputed.
+
+By how alike its residuals are (BAC, arXiv 2506.13456), or by what reusing them does to the action (`sensitivity`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from bacinfer.analysis.block_statistics import BlockStatistics
 from bacinfer.analysis.residuals import DEFAULT_SEED, record_all
-from bacinfer.analysis.similarity import find_metric
+from bacinfer.analysis.sensitivity import holding_costs
+from bacinfer.analysis.similarity import Array, find_metric
+from bacinfer.analysis.update_budget import Curve, check_budget, spend
 from bacinfer.analysis.update_steps import check_budgets, optimal_update_steps
 from bacinfer.core.apply import left_as_found
-from bacinfer.core.blocks import find_blocks
+from bacinfer.core.blocks import Block, find_blocks
 from bacinfer.core.bubbling import bubbling_union, select_blocks
 from bacinfer.core.engines import sampled_by
 from bacinfer.core.handle import Policy, PolicyHandle
@@ -74,6 +79,67 @@ def find_plan(
         if num_bu_blocks:
             schedule = bubbling_union(schedule, select_blocks(statistics.block_errors(), num_bu_blocks))
     return SamplingPlan(schedule.with_last_step(), sampler=sampler, made_for=made_for)
+
+
+def find_sensitive_plan(
+    policy: Policy | PolicyHandle,
+    observations: Iterable[Any],
+    budget: float,
+    *,
+    sampler: Sampler | None = None,
+    noise_seed: int = DEFAULT_SEED,
+) -> SamplingPlan:
+    """Finds the plan that changes the actions least, to first order, for a budget of computation.
+
+    The plain policy samples once at each observation, and its actions are differentiated with respect to every block's
+    residual at every denoising step. The budget is shared by all blocks: those that matter more are computed more
+    often. The policy and torch's random state are left as they were; a plan that is applied to it is set aside
+    meanwhile.
+
+    Args:
+        policy: A policy, or its handle, whose denoising loop can be differentiated.
+        observations: As of `find_plan`; 8 from different episodes made good plans.
+        budget: Computation of one call, in evaluations of all blocks, each weighted with how many weights it multiplies
+            with; from 1, where every block is computed once, to the number of denoising steps.
+        sampler: The plan's denoising steps; None: the policy's own K.
+        noise_seed: Of the sampling noise, of which each observation draws its own.
+
+    Raises:
+        TypeError: the policy lacks a part.
+        ValueError: the sampler cannot run the policy, its loop cannot be differentiated, the budget is out of its
+            range, there is no observation, a residual is not finite, the model has no layer of a registered class, or a
+            block names no weights.
+        RuntimeError: the policy does not take K denoising steps, or is in train mode with dropout.
+    """
+    with left_as_found(policy):
+        made_for = Fingerprint.of(policy)
+    with left_as_found(policy), sampled_by(policy, sampler):
+        handle = PolicyHandle.of(policy)
+        blocks = find_blocks(handle.model)
+        check_budget(budget, handle.num_inference_steps)
+        seen = tqdm(observations, desc="differentiating the policy", unit="observation")
+        cache = find_sensitive_schedule(holding_costs(policy, seen, noise_seed), blocks, budget)
+    return SamplingPlan(cache, sampler=sampler, made_for=made_for)
+
+
+def find_sensitive_schedule(costs: Mapping[str, Array], blocks: Sequence[Block], budget: float) -> CacheSchedule:
+    """The schedule of least cost within a budget, from the costs [K, K+1] of `holding_costs` of all blocks.
+
+    Raises:
+        ValueError: the budget is not in 1..K, or a block names no weights.
+    """
+    num_steps = len(next(iter(costs.values())))
+    check_budget(budget, num_steps)
+    weightless = [block.key for block in blocks if not block.num_weights]
+    if weightless:
+        raise ValueError(
+            f"what {weightless} cost is not known, as they name no weights: register their layers with "
+            f"ResidualBlock(..., weights=(...))"
+        )
+    total = sum(block.num_weights for block in blocks)
+    weights = {block.key: block.num_weights / total for block in blocks}
+    steps = spend({block: Curve.of(of_block) for block, of_block in costs.items()}, weights, budget)
+    return CacheSchedule(num_steps, steps, f"sensitivity-weighted, {budget:g} evaluations")
 
 
 def find_schedules(statistics: BlockStatistics, metrics: Iterable[str], budgets: Sequence[int]) -> Schedules:

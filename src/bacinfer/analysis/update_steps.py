@@ -34,10 +34,20 @@ def optimal_update_steps(similarity: Array, budgets: Iterable[int], *, maximise:
     similarity = _checked(similarity)
     num_steps = len(similarity)
     budgets = check_budgets(budgets, num_steps)
+    return best_partitions(_segment_sums(similarity if maximise else -similarity), budgets)
+
+
+def best_partitions(segments: Array, budgets: Sequence[int]) -> dict[int, UpdateSteps]:
+    """For each budget M the M update steps whose segments have the largest sum.
+
+    Args:
+        segments: [K, K+1]; entry [a, e] is the worth of an update at step a that is reused until step e-1; -inf where
+            e <= a.
+        budgets: Numbers of update steps M, each in 1..K.
+    """
     if not budgets:
         return {}
-    segments = _segment_sums(similarity if maximise else -similarity)
-
+    num_steps = len(segments)
     # best[a]: the best sum over steps a..K-1 when a is an update and `remaining` updates (a included) are left.
     # Only where it is not -inf does a plan exist. following[remaining][a]: the next update after a in that plan;
     # argmax takes the smallest of equals, which makes the whole plan the lexicographically smallest.

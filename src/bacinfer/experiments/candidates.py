@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bacinfer.analysis.find_plan import find_plan
+from bacinfer.analysis.find_plan import find_plan, find_sensitive_plan
 from bacinfer.core.engines import sampled_by
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.experiments.method import Method, parse_method
@@ -52,7 +52,7 @@ def _plans(
     made_for = Fingerprint.of(policy)
     for method in methods:
         if method.cache in ("unified", "edit"):
-            raise ValueError(f"{method.spec}: calibration finds block-wise, bac, uniform and threshold schedules")
+            raise ValueError(f"{method.spec}: calibration finds block-wise, bac, sens, uniform and threshold schedules")
         if method.metric is not None:
             found = find_plan(
                 policy,
@@ -63,6 +63,9 @@ def _plans(
                 sampler=method.sampler,
             )
             yield method.spec, found
+            continue
+        if method.budget is not None:
+            yield method.spec, find_sensitive_plan(policy, observations, method.budget, sampler=method.sampler)
             continue
         cache, warm_start = None, method.warm_start
         if method.cache in ("uniform", "threshold"):

@@ -28,8 +28,9 @@ CACHE: everything at every step, or
   unified:M        one ACS schedule for all blocks: M steps, from the mean similarity over the blocks, and the last one
   blockwise:M      an ACS schedule for each block: M steps, and the last one
   bac:M:N          BAC: blockwise:M, then bubbling union of the N blocks with the largest error
+  sens:N           each block as often as it matters to the action, all in the computation of N steps
 A schedule is from cosine similarities at the method's own steps; unified:M:l1, blockwise:M:l1 and bac:M:N:l1 name
-another metric. plain is the policy as it is."""
+another metric. sens:N is from derivatives of the actions at them. plain is the policy as it is."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class _Kind:
     arguments: str = ""
 
 
+_NUMBER = r"\d+(?:\.\d+)?"
 _METRIC = r"(?::(?P<metric>[a-z]\w*))?"
 _KINDS = {
     "plain": _Kind("plain", "original"),
@@ -57,6 +59,7 @@ _KINDS = {
     "unified": _Kind("unified ACS", "edit", r":(?P<num_caches>\d+)" + _METRIC),
     "blockwise": _Kind("block-wise ACS", "optimal", r":(?P<num_caches>\d+)" + _METRIC),
     "bac": _Kind("BAC", "optimal", r":(?P<num_caches>\d+):(?P<num_bu_blocks>\d+)" + _METRIC),
+    "sens": _Kind("sensitivity", "optimal", rf":(?P<budget>{_NUMBER})"),
 }
 
 
@@ -66,12 +69,13 @@ class Method:
 
     Attributes:
         cache: which steps compute the blocks: one of ``plain`` and ``lossless`` (all), ``uniform``, ``threshold``,
-            ``edit``, ``unified``, ``bac``.
+            ``edit``, ``unified``, ``bac``, ``sens``.
         num_caches: M of uniform, unified and bac.
         num_bu_blocks: of bac; 0 is block-wise ACS.
         metric: of unified and bac, whose schedules are found from the policy's residuals.
         interval: of threshold.
         steps: of edit.
+        budget: N of sens, in evaluations of all blocks a call.
         sampler: the denoising steps; None for the policy's own K.
         warm_start: without a cache, as `cache` is that of its steps too.
 
@@ -86,11 +90,12 @@ class Method:
     metric: str | None = None
     interval: int | None = None
     steps: tuple[int, ...] | None = None
+    budget: float | None = None
     sampler: Sampler | None = None
     warm_start: WarmStart | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("num_caches", 1), ("num_bu_blocks", 0), ("interval", 1)):
+        for name, least in (("num_caches", 1), ("num_bu_blocks", 0), ("interval", 1), ("budget", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -119,6 +124,7 @@ class Method:
         if self.steps is not None:
             parts.append("-".join(map(str, self.steps)))
         parts += [str(n) for n in (self.num_caches, self.interval, self.num_bu_blocks or None) if n is not None]
+        parts += [f"{self.budget:g}"] if self.budget is not None else []
         parts += [self.metric] if self.metric not in (None, DEFAULT_METRIC) else []
         sampler = None if self.sampler is None else self.sampler.spec
         return self._joined("+", sampler, None if self.warm_start is None else _warm_spec(self.warm_start), parts)
@@ -128,7 +134,7 @@ class Method:
         """The method's name in tables and pictures."""
         words = [_KINDS[self.kind].label]
         words += [" ".join(map(str, self.steps))] if self.steps is not None else []
-        words += [str(n) for n in (self.num_caches, self.interval) if n is not None]
+        words += [f"{n:g}" for n in (self.num_caches, self.interval, self.budget) if n is not None]
         words[-1] += f", BU {self.num_bu_blocks}" if self.num_bu_blocks else ""
         words += [f"({self.metric})"] if self.metric not in (None, DEFAULT_METRIC) else []
         warm = self.warm_start
@@ -180,7 +186,6 @@ def parse_methods(text: str) -> list[Method]:
 
 
 _STEPS = r"(?P<steps>\d+(?:-\d+)*)"
-_NUMBER = r"\d+(?:\.\d+)?"
 
 
 def _parse_sampler(spec: str) -> Sampler:
@@ -230,12 +235,14 @@ def _parse_cache(spec: str, sampler: Sampler | None, warm_start: WarmStart | Non
     found: dict[str, str | None] = match.groupdict()
     metric = found.pop("metric") or DEFAULT_METRIC if "metric" in found else None
     steps = found.pop("steps", None)
+    budget = found.pop("budget", None)
     numbers = {name: int(number) for name, number in found.items() if number is not None}
     if kind == "blockwise":
         kind, numbers["num_bu_blocks"] = "bac", 0
     return Method(
         kind,
         steps=None if steps is None else _integers(steps),
+        budget=None if budget is None else float(budget),
         metric=metric,
         sampler=sampler,
         warm_start=warm_start,

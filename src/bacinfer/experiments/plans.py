@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from tqdm import tqdm
 
 from bacinfer.analysis.block_selection import write_selections
+from bacinfer.analysis.find_plan import find_sensitive_schedule
 from bacinfer.analysis.pipeline import Sampling, collect_statistics, find_schedules, write_schedules
 from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.residuals import DEFAULT_SEED
-from bacinfer.analysis.similarity import find_metric
+from bacinfer.analysis.sensitivity import NUM_PROBES, holding_costs
+from bacinfer.analysis.similarity import Array, find_metric
+from bacinfer.analysis.update_budget import check_budget
 from bacinfer.analysis.update_steps import optimal_update_steps
-from bacinfer.assets import RunAssets, read_schedule
+from bacinfer.assets import RunAssets, read_by_block, read_schedule, write_by_block
 from bacinfer.core.apply import apply, left_as_found
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines import sampled_by
@@ -51,19 +55,25 @@ class ScheduleSource:
     steps_dir: Path | None = None
 
     def assets(self, method: Method) -> RunAssets | None:
-        """The assets that a method's schedule is read from; None for a method that needs none."""
+        """The assets that hold a method's similarities; None for a method that needs none."""
         if method.metric is None:
             return None
         if self.steps_dir is not None:
             return RunAssets.of_steps_dir(self.steps_dir)
         if self.given is not None and method.sampler is None and stored(self.given, method):
             return self.given
+        return self.found(method)
+
+    def found(self, method: Method) -> RunAssets:
+        """The assets that the policy is analysed into, with a method's sampler."""
         return RunAssets(
             self.found_dir / ("original" if method.sampler is None else method.sampler.spec.replace(":", "_"))
         )
 
     def digest(self, method: Method) -> str:
         """What determines a method's schedule, apart from the method and the checkpoint."""
+        if method.budget is not None:
+            return f"demos {list(ANALYSIS_DEMOS)}, seed {DEFAULT_SEED}, {NUM_PROBES} probes"
         run = self.assets(method)
         if run is None:
             return ""
@@ -109,6 +119,10 @@ def _make_schedule(policy: Any, task: Task, method: Method, source: ScheduleSour
         return spaced_schedule(policy, method, K)
     if method.cache == "edit":
         return CacheSchedule.unified(keys, K, method.steps or ())
+    if method.budget is not None:
+        check_budget(method.budget, K)
+        costs = _holding_costs(policy, task, source.found(method).holding_costs, keys, source.digest(method))
+        return find_sensitive_schedule(costs, blocks, method.budget)
 
     run, metric = source.assets(method), method.metric or ""
     assert run is not None  # as there is a metric
@@ -133,6 +147,25 @@ def spaced_schedule(policy: Any, method: Method, num_steps: int) -> CacheSchedul
         return CacheSchedule.every_step(keys, num_steps)
     interval = method.interval or even_interval(num_steps, min(method.num_caches or 1, num_steps))
     return CacheSchedule.periodic(keys, num_steps, interval)
+
+
+def _holding_costs(policy: Any, task: Task, path: Path, keys: list[str], digest: str) -> dict[str, Array]:
+    """What holding residuals costs, from a file or, where that has it not, into it; other processes wait meanwhile.
+
+    Args:
+        keys: The policy's blocks.
+        digest: What else determines the costs.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.is_file():
+            costs, metadata = read_by_block(path)
+            if metadata["blocks"] == keys and metadata.get("digest") == digest:
+                return costs
+        observations = (obs for demo_idx in ANALYSIS_DEMOS for obs in task.observations(policy, demo_idx))
+        costs = holding_costs(policy, tqdm(observations, desc="differentiating the policy", unit="observation"))
+        write_by_block(path, costs, keys, digest=digest)
+        return costs
 
 
 def _analyse(policy: Any, task: Task, run: RunAssets, method: Method, checkpoint_sha256: str) -> None:

@@ -30,12 +30,21 @@ def sampled_actions(policy: Any, observation: Any, noise_seed: int) -> Tensor:
     """
     with seeded_noise(policy, noise_seed):
         result, _ = timed_call(policy, observation)
+    with torch.no_grad():
+        return actions_of(policy, result)
+
+
+def actions_of(policy: Any, result: Any) -> Tensor:
+    """The actions [B, ...] in what a policy returned, normalised to [-1, 1] where the policy can; with their gradients.
+
+    Raises:
+        TypeError: there are none, as a tensor.
+    """
     actions = result.get("action_pred", result.get("action")) if isinstance(result, Mapping) else result
     if not isinstance(actions, Tensor):
         found = f"a dict of {', '.join(map(str, result))}" if isinstance(result, Mapping) else type(result).__name__
         raise TypeError(f"expected actions as a tensor, or a dict with 'action_pred' or 'action', got {found}")
-    with torch.no_grad():
-        return policy.normalizer["action"].normalize(actions) if is_normalised(policy) else actions
+    return policy.normalizer["action"].normalize(actions) if is_normalised(policy) else actions
 
 
 def is_normalised(policy: Any) -> bool:
