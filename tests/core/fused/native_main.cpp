@@ -23,7 +23,7 @@ int run_file(const char* path, const char* address, const char* threads) {
     if (file < 0 || fstat(file, &status) != 0) return std::perror(path), 1;
     void* found = mmap(wanted, status.st_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, file, 0);
     if (found != wanted) return std::perror("mmap"), 1;
-    run((const Program*)found, std::atoi(threads));
+    run((const Program*)found, std::atoi(threads), nullptr, nullptr);
     return 0;
 }
 

@@ -616,26 +616,65 @@ struct Member {
 
 }  // namespace
 
-extern "C" void run(const Program* program, int32_t num_threads) {
-    std::promise<int> ready;
-    std::shared_future<int> number(ready.get_future());
+// OpenMP's, where PyTorch's own is known: what starts a parallel region, and the number of threads in it.
+typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
+typedef int (*TeamSize)();
+
+// The threads of one call. Each comes in once, in any order; the first one knows how many there are.
+class Call {
+public:
+    explicit Call(const Program& program) : program_(program) {}
+
+    void begin(int count) {
+        const int teams = num_teams(count);
+        for (int team = 0; team < teams; team++) barriers_.push_back(std::make_unique<Barrier>(team_size(team, count)));
+        begun_.set_value(count);
+    }
+
+    void work(int thread) {
+        const int count = count_.get(), teams = num_teams(count), team = thread % teams;
+        const int64_t batch = program_.batch;
+        Member(program_, batch * team / teams, batch * (team + 1) / teams, thread / teams, team_size(team, count),
+               *barriers_[team]).run();
+    }
+
+    int next_thread() { return next_.fetch_add(1); }
+
+private:
+    int num_teams(int count) const { return (int)std::min<int64_t>(program_.batch, count); }
+    int team_size(int team, int count) const {
+        const int teams = num_teams(count);
+        return count / teams + (team < count % teams ? 1 : 0);
+    }
+
+    const Program& program_;
+    std::atomic<int> next_{0};
+    std::promise<int> begun_;
+    std::shared_future<int> count_{begun_.get_future()};
+    std::vector<std::unique_ptr<Barrier>> barriers_;
+};
+
+// In OpenMP's threads where `parallel` is given: PyTorch's wait for work in a loop, and threads beside them would have
+// to share their processors. Otherwise in threads of its own.
+extern "C" void run(const Program* program, int32_t num_threads, Parallel parallel, TeamSize team_size) {
+    Call call(*program);
+    if (parallel && num_threads > 1) {
+        struct Region { Call& call; TeamSize size; } region{call, team_size};
+        parallel([](void* data) {
+            Region& region = *static_cast<Region*>(data);
+            const int thread = region.call.next_thread();
+            if (thread == 0) region.call.begin(region.size());
+            region.call.work(thread);
+        }, &region, (unsigned)num_threads, 0);
+        return;
+    }
     std::vector<std::thread> helpers;
-    std::vector<std::unique_ptr<Barrier>> barriers;
-    const auto work = [&](int thread, int count) {
-        const int64_t batch = program->batch;
-        const int teams = (int)std::min<int64_t>(batch, count), team = thread % teams;
-        const int size = count / teams + (team < count % teams ? 1 : 0);
-        Member(*program, batch * team / teams, batch * (team + 1) / teams, thread / teams, size, *barriers[team]).run();
-    };
     try {
-        for (int i = 1; i < num_threads; i++) helpers.emplace_back([&, i] { work(i, number.get()); });
+        for (int i = 1; i < num_threads; i++) helpers.emplace_back([&call, i] { call.work(i); });
     } catch (const std::system_error&) {
         // fewer threads than asked for
     }
-    const int count = (int)helpers.size() + 1, teams = (int)std::min<int64_t>(program->batch, count);
-    for (int team = 0; team < teams; team++)
-        barriers.push_back(std::make_unique<Barrier>(count / teams + (team < count % teams ? 1 : 0)));
-    ready.set_value(count);
-    work(0, count);
+    call.begin((int)helpers.size() + 1);
+    call.work(0);
     for (std::thread& helper : helpers) helper.join();
 }

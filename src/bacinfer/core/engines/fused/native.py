@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bacinfer.core.engines.fused import instructions as op
 from bacinfer.core.engines.fused.denoiser import Affine, CrossAttentionWeights, FeedForwardWeights, Norm, join_panels
-from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library
+from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library, openmp
 from bacinfer.core.engines.fused.program import BlockInstruction, Program
 from bacinfer.core.engines.sampling_call import SamplingCall
 
@@ -105,7 +105,7 @@ class NativeProgram:
     def run(self) -> None:
         """Denoises what was loaded, in place."""
         self.program.encode_condition()
-        self._library.run(ctypes.byref(self._struct), torch.get_num_threads())
+        self._library.run(ctypes.byref(self._struct), torch.get_num_threads(), *openmp())
 
     # -- encoding ----------------------------------------------------------------------------------------------------
 

@@ -20,11 +20,15 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
+
 logger = logging.getLogger("bacinfer")
 
 SOURCE = Path(__file__).with_name("native.cpp")
 COMPILER_OPTIONS = ("-O3", "-std=c++17", "-ffp-contract=fast", "-pthread")
 _COMPILE_SECONDS = 120
+_OPENMP = ("GOMP_parallel", "omp_get_num_threads")
+_LOADED = getattr(os, "RTLD_NOLOAD", 0) | os.RTLD_NOW  # a library that the process has, no other copy
 
 
 class NativeUnavailableError(RuntimeError):
@@ -56,6 +60,23 @@ def native_library() -> ctypes.CDLL:
         raise NativeUnavailableError(
             f"compiled code cannot be kept in {directory} ({error}); set BACINFER_CACHE_DIR to another directory"
         ) from error
+
+
+@functools.cache
+def openmp() -> tuple[ctypes.c_void_p | None, ctypes.c_void_p | None]:
+    """What starts threads of PyTorch's OpenMP, and what counts them; None, None where that is not known to be GNU's.
+
+    PyTorch's wheels for Linux bring GNU's with them (``GOMP_parallel``). Other packages may have brought theirs too.
+    """
+    found = list(Path(torch.__file__).with_name("lib").glob("libgomp*.so*"))
+    if len(found) != 1:
+        return None, None
+    try:
+        library = ctypes.CDLL(str(found[0]), mode=_LOADED)
+        start, count = (ctypes.cast(getattr(library, name), ctypes.c_void_p) for name in _OPENMP)
+    except (OSError, AttributeError):  # PyTorch has not loaded it, or it is another one
+        return None, None
+    return start, count
 
 
 def _compiler_command() -> list[str]:
