@@ -216,6 +216,14 @@ def test_what_is_no_number_is_forgotten() -> None:
     assert call(policy, 5).isfinite().all()
 
 
+def test_calls_with_and_without_gradients_may_follow_each_other() -> None:
+    policy = warm_policy()
+    with torch.inference_mode():
+        policy.predict_action(seen(0))
+    assert policy.predict_action(seen(1))["action"].requires_grad
+    assert not is_cold(policy)
+
+
 def test_streams_that_take_turns_share_nothing() -> None:
     policy = warm_policy()
     streams = [CallStream(policy, seed) for seed in range(2)]

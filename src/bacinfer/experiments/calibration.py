@@ -117,7 +117,7 @@ class Calibration:
         chosen, found = self.chosen, self.chosen.confirmed
         assert found is not None
         what = f"{chosen.name}: {1e3 * chosen.latency:.2f} ms a call, {chosen.speedup:.0f} times the plain policy"
-        shown = f"its score differs by {_interval(found)} in {found.count} fresh episodes"
+        shown = f"its score differs by {found.signed} in {found.count} fresh episodes"
         if self.loses_nothing:
             return f"{what}; {shown}: it loses less than {self.target.margin:g}, with {CONFIDENCE:.0%} confidence"
         return f"{what}; {shown}, which does not show that it loses less than {self.target.margin:g}"
@@ -133,17 +133,13 @@ def format_candidates(candidates: Sequence[Candidate]) -> str:
         lines.append(
             f"{candidate.name:{width}}  {candidate.evaluations:5}  {1e3 * candidate.latency:9.2f}"
             f"  {candidate.speedup:6.1f}x  {episodes:8}  {mean:>5}"
-            f"  {_interval(candidate.difference):23}  {_interval(candidate.confirmed)}".rstrip()
+            f"  {_signed(candidate.difference):23}  {_signed(candidate.confirmed)}".rstrip()
         )
     return "\n".join(lines)
 
 
-def _interval(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return ""
-    if estimate.low is None:
-        return f"{estimate.mean:+.3f}"
-    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+def _signed(estimate: Estimate | None) -> str:
+    return "" if estimate is None else estimate.signed
 
 
 def calibrate(

@@ -33,6 +33,13 @@ class Estimate:
         error = self.standard_error / (2 * root) if root else 0.0
         return Estimate(root, error, sqrt(max(self.low, 0)), sqrt(self.high), self.count)
 
+    @property
+    def signed(self) -> str:
+        """A difference with its interval, ``+0.006 [-0.012, +0.024]``."""
+        if self.low is None:
+            return f"{self.mean:+.3f}"
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
     def __str__(self) -> str:
         if self.standard_error is None:
             return f"{self.mean:.3f}"

@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from bacinfer.analysis.plots import PLAIN_TEXT, save_figure
 from bacinfer.experiments.calibration import Calibration, Candidate
 from bacinfer.files import write_text
-from bacinfer.measurement.statistics import CONFIDENCE, Estimate
+from bacinfer.measurement.statistics import CONFIDENCE
 
 PAGE_FILE = "calibration.html"
 
@@ -36,7 +36,6 @@ def write_frontier(calibration: Calibration, output_dir: Path, task: str) -> Pat
         calibration=calibration,
         plan=calibration.plan.to_json(),
         picture=Markup(svg[svg.index("<svg") :]),
-        interval=_interval,
         confidence=f"{CONFIDENCE:.0%}",
         threads=torch.get_num_threads(),
         written=datetime.now(timezone.utc).isoformat(timespec="minutes"),
@@ -87,11 +86,3 @@ def _draw(axes: Axes, candidate: Candidate, colour: str, *, above: bool) -> None
 def _mean(candidate: Candidate) -> float:
     assert candidate.difference is not None
     return candidate.difference.mean
-
-
-def _interval(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    if estimate.low is None:
-        return f"{estimate.mean:+.3f}"
-    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"

@@ -1,4 +1,4 @@
-"""One call of a policy's denoising loop, `conditional_sample` of Diffusion Policy's transformer policies."""
+"""The denoising loop of Diffusion Policy's transformer policies, `conditional_sample`, and one call of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from bacinfer.core.patching import Patch
 
 
 @dataclass(frozen=True)
@@ -29,3 +31,29 @@ class SamplingCall:
         """Standard normal noise [B, T, A], by the call of the loop."""
         given = self.given
         return torch.randn(given.shape, dtype=given.dtype, device=given.device, generator=self.generator)
+
+
+class DenoisingLoop(Patch):
+    """Replaces `conditional_sample`. Subclasses say by `sample` with what."""
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__(policy, "conditional_sample")
+
+    def sample(self, call: SamplingCall) -> Tensor:
+        """The denoised trajectory [B, T, A] of a call."""
+        raise NotImplementedError
+
+    def call_original(self, call: SamplingCall) -> Tensor:
+        return self.original(
+            call.given, call.is_given, cond=call.condition, generator=call.generator, **call.step_arguments
+        )
+
+    def run(
+        self,
+        condition_data: Tensor,
+        condition_mask: Tensor,
+        cond: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **step_arguments: Any,
+    ) -> Tensor:
+        return self.sample(SamplingCall(condition_data, condition_mask, cond, generator, step_arguments))

@@ -12,12 +12,12 @@ from torch import Tensor
 from bacinfer.core.engines.base import Engine
 from bacinfer.core.engines.fused.recognition import knows_loop
 from bacinfer.core.engines.planned_scheduler import own_scheduler
-from bacinfer.core.engines.sampling_call import SamplingCall
+from bacinfer.core.engines.sampling_call import DenoisingLoop, SamplingCall
 from bacinfer.core.patching import Patch, remove_patches
 from bacinfer.core.warm_start import Memory, WarmStart, disagreement
 
 
-class WarmLoop(Patch):
+class WarmLoop(DenoisingLoop):
     """`conditional_sample`: from the memory of the last call where there is one, otherwise the loop itself.
 
     Args:
@@ -35,7 +35,7 @@ class WarmLoop(Patch):
     """
 
     def __init__(self, policy: Any, warm_start: WarmStart, engine: Engine) -> None:
-        super().__init__(policy, "conditional_sample")
+        super().__init__(policy)
         if not knows_loop(policy):
             raise ValueError(
                 f"a warm start replaces the denoising loop, and {type(policy).__name__} has another one than Diffusion "
@@ -67,28 +67,16 @@ class WarmLoop(Patch):
         remove_patches([self._reset])
         super().remove()
 
-    def run(
-        self,
-        condition_data: Tensor,
-        condition_mask: Tensor,
-        cond: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        **step_arguments: Any,
-    ) -> Tensor:
-        call = SamplingCall(condition_data, condition_mask, cond, generator, step_arguments)
+    def sample(self, call: SamplingCall) -> Tensor:
         if not self.engine.trajectory.is_running:  # not one of the policy's own calls
-            return self._cold(call)
-        memory, last = self.memory, self.memory.continued(condition_data, self.num_executed)
+            return self.call_original(call)
+        memory, last = self.memory, self.memory.continued(call.given, self.num_executed)
         memory.trajectory = None  # an exception forgets it
-        sample = self._cold(call) if last is None else self._warm(call, last)
+        sample = self.call_original(call) if last is None else self._warm(call, last)
         if sample.isfinite().all():  # what is not must not outlive the observation that it came from
-            memory.trajectory = sample.detach().clone()
+            with torch.inference_mode(False):  # the next call may be one with gradients
+                memory.trajectory = sample.detach().clone()
         return sample
-
-    def _cold(self, call: SamplingCall) -> Tensor:
-        return self.original(
-            call.given, call.is_given, cond=call.condition, generator=call.generator, **call.step_arguments
-        )
 
     def _warm(self, call: SamplingCall, last: Tensor) -> Tensor:
         timesteps = self.warm_start.sampler.timesteps
@@ -107,7 +95,7 @@ class WarmLoop(Patch):
         overtaken = ~(moved <= threshold)
         if overtaken.any():
             self.engine.begin()
-            sample = torch.where(overtaken[:, None, None], self._cold(call), sample)
+            sample = torch.where(overtaken[:, None, None], self.call_original(call), sample)
         return sample
 
 

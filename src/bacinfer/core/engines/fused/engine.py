@@ -21,9 +21,8 @@ from bacinfer.core.engines.fused.denoiser import read_denoiser
 from bacinfer.core.engines.fused.program_cache import ProgramCache, run
 from bacinfer.core.engines.fused.runners import check_device, fastest_on
 from bacinfer.core.engines.planned_scheduler import steps_of
-from bacinfer.core.engines.sampling_call import SamplingCall
+from bacinfer.core.engines.sampling_call import DenoisingLoop, SamplingCall
 from bacinfer.core.engines.trajectory import COLD, WARM, Trajectory
-from bacinfer.core.patching import Patch
 
 logger = logging.getLogger("bacinfer")
 
@@ -141,31 +140,18 @@ def log_eager(obstacle: str) -> None:
     logger.warning("the engine 'eager' runs this policy, as %s", obstacle)
 
 
-class _Loop(Patch):
-    """`conditional_sample`: the denoising loop."""
+class _Loop(DenoisingLoop):
+    """The denoising loop as a program, where the policy samples."""
 
     def __init__(self, policy: Any, engine: FusedEngine) -> None:
-        super().__init__(policy, "conditional_sample")
+        super().__init__(policy)
         self.engine = engine
 
-    def run(
-        self,
-        condition_data: Tensor,
-        condition_mask: Tensor,
-        cond: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        **step_arguments: Any,
-    ) -> Tensor:
-        call = SamplingCall(condition_data, condition_mask, cond, generator, step_arguments)
+    def sample(self, call: SamplingCall) -> Tensor:
         trajectory = self.engine.trajectory
-        if not trajectory.is_running or trajectory.observer is not None or len(condition_data) == 0:
+        if not trajectory.is_running or trajectory.observer is not None or len(call.given) == 0:
             return self.call_original(call)
         return self.engine.sample(call, eagerly=self.call_original)
-
-    def call_original(self, call: SamplingCall) -> Tensor:
-        return self.original(
-            call.given, call.is_given, cond=call.condition, generator=call.generator, **call.step_arguments
-        )
 
 
 @contextmanager
