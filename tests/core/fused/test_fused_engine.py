@@ -122,11 +122,16 @@ def test_random_schedules_shapes_and_schedulers_equal_the_eager_engine(data: st.
     assert_agree(found, with_cache(policy, "eager", schedule=schedule), partial(act, batch=batch))
 
 
+@pytest.mark.parametrize("whose", ["PyTorch's", "its own"])
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("variant", ["causal", "encoder_only", "condition_encoder"])
-def test_any_number_of_threads_gives_the_same_actions(variant: str, batch: int, num_threads: int) -> None:
+def test_any_number_of_threads_gives_the_same_actions(
+    variant: str, batch: int, num_threads: int, whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = make_policy(variant)
+    if whose == "its own":
+        monkeypatch.setattr(native, "openmp", lambda: (None, None))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(num_threads)
