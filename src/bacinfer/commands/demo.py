@@ -36,9 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Finds update steps for a policy, applies them, and compares rollouts of the plain and the cached "
         "policy on the same seeds with the same noise: a table, a side-by-side video and pictures of the schedules.",
     )
-    add_policy_arguments(parser)
-    checkpoint = next(action for action in parser._actions if action.dest == "checkpoint")
-    checkpoint.required, checkpoint.default = False, SHIPPED_CHECKPOINT
+    add_policy_arguments(parser, default=SHIPPED_CHECKPOINT)
     parser.add_argument(
         "-o",
         "--output_dir",

@@ -53,17 +53,21 @@ def run_command(
         return 130
 
 
-def add_policy_arguments(parser: argparse.ArgumentParser, *, lerobot: bool = False) -> None:
+def add_policy_arguments(
+    parser: argparse.ArgumentParser, *, default: Path | None = None, lerobot: bool = False
+) -> None:
     """-c, -d, --trust_checkpoint and --debug.
 
     Args:
+        default: The checkpoint where none is named; None: one has to be.
         lerobot: Whether --lerobot names a checkpoint of LeRobot's instead.
     """
-    checkpoint = parser.add_mutually_exclusive_group(required=True)
+    checkpoint = parser.add_mutually_exclusive_group(required=default is None)
     checkpoint.add_argument(
         "-c",
         "--checkpoint",
         type=path_argument,
+        default=default,
         metavar="CKPT",
         help="Diffusion Policy checkpoint (.ckpt)",
     )
