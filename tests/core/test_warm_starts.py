@@ -284,6 +284,9 @@ def test_policies_without_what_a_warm_start_needs() -> None:
     plan = SamplingPlan(warm_start=WARM)
     with pytest.raises(ValueError, match="TinyPolicy has another one"):
         bacinfer.apply(TinyPolicy(), plan, stateful=True)
+    policy = make_policy()
+    with pytest.raises(ValueError, match="a handle names neither"):
+        bacinfer.apply(bacinfer.PolicyHandle(policy.model, T, (policy, "predict_action")), plan)
 
     class Own(type(make_policy())):  # type: ignore[misc]
         def conditional_sample(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -230,7 +230,7 @@ def test_samplers_and_warm_starts_are_refused(made: Callable[[str], Any]) -> Non
         bacinfer.lerobot.apply(policy, SamplingPlan(sampler=Sampler("ddim", 5)))
     warm = SamplingPlan(warm_start=WarmStart(Sampler("ddim", (50, 0)), num_executed=6))
     with pytest.raises(ValueError, match="a warm start replaces the denoising loop"):
-        bacinfer.apply(bacinfer.lerobot.handle(policy), warm, stateful=True)
+        bacinfer.lerobot.apply(policy, warm)
 
 
 def test_other_code_is_refused(made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,11 @@ def apply(
         FileNotFoundError: there is no such file.
     """
     plan = _read(plan)
+    if plan.warm_start is not None and isinstance(policy, PolicyHandle):
+        raise ValueError(
+            "a warm start replaces the denoising loop of a policy that it knows, and is forgotten by policy.reset(); a "
+            "handle names neither: use a plan without a warm start"
+        )
     if plan.warm_start is not None and not stateful:
         raise ValueError(
             "the plan starts a call from the last one's actions, which is right only where this policy object serves "
