@@ -14,7 +14,7 @@ from bacinfer.commands.options import (
     path_argument,
     run_command,
 )
-from bacinfer.experiments.calibration import ROUNDS, Target, calibrate
+from bacinfer.experiments.calibration import ROUNDS, Target, calibrate, first_observations
 from bacinfer.experiments.candidates import plans_of
 from bacinfer.experiments.method import GRAMMAR, parse_methods
 from bacinfer.report.frontier import write_frontier
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     target = Target(latency, args.margin)
     plans = None
     if methods:
-        plans = plans_of(policy, methods, [obs for demo in range(8) for obs in task.observations(policy, demo)])
+        plans = plans_of(policy, methods, first_observations(policy, task))
     found = calibrate(
         policy,
         task,

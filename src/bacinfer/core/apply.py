@@ -222,6 +222,20 @@ def summary(policy: Policy | PolicyHandle) -> CacheSummary:
     )
 
 
+def prepared(
+    policy: Any, plans: Mapping[str, Any], *, engine: str = AUTO, stateful: bool = False
+) -> dict[str, Applied]:
+    """Plans by their names to what runs them, for `switch`; the policy is left plain. See `apply`, also for errors."""
+    found = {}
+    for name, plan in plans.items():
+        apply(policy, plan, engine=engine, stateful=stateful)
+        applied = applied_to(policy)
+        assert applied is not None
+        found[name] = applied
+    switch(policy, None)
+    return found
+
+
 def applied_to(policy: Any) -> Applied | None:
     """What is applied to a policy."""
     return vars(PolicyHandle.of(policy).owner).get(APPLIED)

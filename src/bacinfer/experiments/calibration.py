@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bacinfer.core.apply import Applied, applied_to, apply, left_as_found, switch
+from bacinfer.core.apply import Applied, applied_to, apply, left_as_found, prepared, switch
 from bacinfer.core.engines import AUTO
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.experiments.candidates import default_methods, plans_of
@@ -95,14 +95,17 @@ class Calibration:
         chosen: The candidate to use.
         candidates: All of them, the fastest first.
         plain_latency: Of the plain policy's own code, seconds.
-        loses_nothing: Whether fresh episodes showed that the chosen one loses less than the margin.
     """
 
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     plain_latency: float
     target: Target
-    loses_nothing: bool
+
+    @property
+    def loses_nothing(self) -> bool:
+        """Whether fresh episodes showed that the chosen plan loses less than the margin."""
+        return _loses_nothing(self.chosen, self.target)
 
     @property
     def plan(self) -> SamplingPlan:
@@ -180,7 +183,7 @@ def calibrate(
         raise ValueError(f"expected rounds of more and more episodes, at least 2, and fresh ones; got {rounds}")
     with left_as_found(policy):
         search = _Search(policy, task, Path(output_dir), engine, noise_seed)
-        observations = [obs for demo in _OBSERVED_DEMOS for obs in task.observations(policy, demo)]
+        observations = first_observations(policy, task)
         if plans is None:
             plans = plans_of(policy, default_methods(policy, stateful=stateful), observations)
         plans = {name: search.with_threshold(plan) for name, plan in plans.items()}
@@ -210,10 +213,14 @@ def calibrate(
         tuple(sorted(everyone.values(), key=lambda candidate: candidate.latency)),
         plain_latency,
         target,
-        _loses_nothing(chosen, target),
     )
     write_calibration(found, Path(output_dir))
     return found
+
+
+def first_observations(policy: Any, task: Task) -> list[dict[str, torch.Tensor]]:
+    """The first observations of a few training episodes, where calls are timed and schedules found."""
+    return [obs for demo in _OBSERVED_DEMOS for obs in task.observations(policy, demo)]
 
 
 def survivors(candidates: Sequence[Candidate], target: Target) -> list[Candidate]:
@@ -283,14 +290,10 @@ class _Search:
         self, plans: Mapping[str, SamplingPlan], observation: dict[str, torch.Tensor]
     ) -> tuple[float, list[Candidate]]:
         """The plain policy's latency, and the candidates, the fastest first."""
-        variants: dict[str, Applied | None] = {"": None}
-        steps: dict[str, int] = {}
-        for name, plan in plans.items():
-            self._apply(plan)
-            variants[name] = applied_to(self._policy)
-            warm = plan.warm_start
-            steps[name] = self._policy.num_inference_steps if warm is None else warm.sampler.num_steps
-        become = {name: partial(switch, self._policy, applied) for name, applied in variants.items()}
+        applied = prepared(self._policy, plans, engine=self._engine, stateful=True)
+        steps = {name: each.phases[-1].schedule.num_inference_steps for name, each in applied.items()}
+        variants: dict[str, Applied | None] = {"": None, **applied}
+        become = {name: partial(switch, self._policy, each) for name, each in variants.items()}
         latencies = measure_latencies(self._policy, observation, become, 10)
         switch(self._policy, None)
         plain = latencies[""].p50

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bacinfer.core.apply import applied_to, apply, left_as_found, switch
+from bacinfer.core.apply import apply, left_as_found, prepared, switch
 from bacinfer.core.calls import CallStream
 from bacinfer.core.engines import AUTO
 from bacinfer.core.plan import SamplingPlan
@@ -93,10 +93,7 @@ def predict(
         stateful = [name for name, plan in plans.items() if plan.warm_start is not None]
         if stateful:
             raise ValueError(f"what warm starts do ({', '.join(stateful)}) shows in episodes only: give a task")
-        variants = {}
-        for name, plan in plans.items():
-            apply(policy, plan, engine=engine)
-            variants[name] = applied_to(policy)
+        variants = prepared(policy, plans, engine=engine)
         timed = measure_latencies(policy, seen[0], {n: partial(switch, policy, a) for n, a in variants.items()}, 10)
         latencies = {name: found.p50 for name, found in timed.items()}
         fast = [name for name, seconds in latencies.items() if seconds <= latency]

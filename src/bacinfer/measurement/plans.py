@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bacinfer.core.apply import Applied, applied_to, apply, left_as_found, switch
+from bacinfer.core.apply import Applied, left_as_found, prepared, switch
 from bacinfer.core.calls import policy_device
 from bacinfer.core.engines import AUTO
 from bacinfer.core.handle import Policy, PolicyHandle
@@ -120,10 +120,7 @@ def measure(
     if not seen:
         raise ValueError("there are no observations to measure at: give at least one")
     with left_as_found(policy):
-        variants: dict[str, Applied | None] = {PLAIN: None}
-        for name, plan in plans.items():
-            apply(policy, plan, engine=engine)
-            variants[name] = applied_to(policy)
+        variants: dict[str, Applied | None] = {PLAIN: None, **prepared(policy, plans, engine=engine)}
 
         actions, flops = {}, {}
         for name, applied in variants.items():
