@@ -6,7 +6,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -17,6 +16,7 @@ from bacinfer.analysis.plots import PLAIN_TEXT, save_figure
 from bacinfer.experiments.calibration import Calibration, Candidate
 from bacinfer.files import write_text
 from bacinfer.measurement.statistics import CONFIDENCE
+from bacinfer.report.templating import render, source
 
 PAGE_FILE = "calibration.html"
 
@@ -25,13 +25,10 @@ def write_frontier(calibration: Calibration, output_dir: Path, task: str) -> Pat
     """Writes ``calibration.html``, and its picture beside it as .png and .svg; returns the page's path."""
     picture = output_dir / "frontier.svg"
     plot_frontier(calibration, picture.with_suffix(".png"), picture)
-    environment = Environment(
-        loader=PackageLoader("bacinfer.report", "templates"), autoescape=True, undefined=StrictUndefined
-    )
-    assert environment.loader is not None
     svg = picture.read_text(encoding="utf-8")
-    html = environment.get_template("calibration.html").render(
-        style=Markup(environment.loader.get_source(environment, "page.css")[0]),
+    html = render(
+        "calibration.html",
+        style=source("page.css"),
         task=task,
         calibration=calibration,
         plan=calibration.plan.to_json(),

@@ -8,8 +8,6 @@ from base64 import b64encode
 from datetime import datetime, timezone
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from tqdm import tqdm
 
 from bacinfer.experiments.store import ROW_FILE, RUNS, ResultsStore
@@ -19,6 +17,7 @@ from bacinfer.report.sections.checkpoint import sections
 from bacinfer.report.sections.comparisons import comparisons
 from bacinfer.report.sections.runs import facts, run_table
 from bacinfer.report.table import export_csv
+from bacinfer.report.templating import render, source
 
 PAGE_FILE = "report.html"
 DEFAULT_PICTURED = 2
@@ -57,15 +56,9 @@ def write_report(
     figures = page.with_name(f"{page.stem}_figures")
     drawn = list(tqdm(sections(pictured, results_dir, figures), desc="drawing", unit="checkpoint", leave=False))
 
-    environment = Environment(
-        loader=PackageLoader("bacinfer.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script, style = (_source(environment, name) for name in ("page.js", "page.css"))
-    html = environment.get_template("page.html").render(
+    script, style = source("page.js"), source("page.css")
+    html = render(
+        "page.html",
         script=script,
         script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=style,
@@ -85,9 +78,3 @@ def write_report(
     with atomic_write(page) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return page
-
-
-def _source(environment: Environment, name: str) -> Markup:
-    """A file of the template that is no template itself."""
-    assert environment.loader is not None
-    return Markup(environment.loader.get_source(environment, name)[0])

@@ -1,0 +1,25 @@
+"""The templates of the pages."""
+
+from __future__ import annotations
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("bacinfer.report", "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render(template: str, **values: object) -> str:
+    """A template with its values."""
+    return _ENVIRONMENT.get_template(template).render(**values)
+
+
+def source(name: str) -> Markup:
+    """A file beside the templates that is none itself."""
+    assert _ENVIRONMENT.loader is not None
+    return Markup(_ENVIRONMENT.loader.get_source(_ENVIRONMENT, name)[0])
