@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from bacinfer.analysis.plots import PLAIN_TEXT, save_figure
 from bacinfer.experiments.calibration import Calibration, Candidate
 from bacinfer.files import write_text
 from bacinfer.measurement.statistics import CONFIDENCE
-from bacinfer.report.templating import render, source
+from bacinfer.report.templating import render
 
 PAGE_FILE = "calibration.html"
 
@@ -28,14 +27,12 @@ def write_frontier(calibration: Calibration, output_dir: Path, task: str) -> Pat
     svg = picture.read_text(encoding="utf-8")
     html = render(
         "calibration.html",
-        style=source("page.css"),
-        task=task,
+        title=task,
         calibration=calibration,
         plan=calibration.plan.to_json(),
         picture=Markup(svg[svg.index("<svg") :]),
         confidence=f"{CONFIDENCE:.0%}",
         threads=torch.get_num_threads(),
-        written=datetime.now(timezone.utc).isoformat(timespec="minutes"),
     )
     page = output_dir / PAGE_FILE
     write_text(page, html)

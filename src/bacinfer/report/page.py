@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from base64 import b64encode
-from datetime import datetime, timezone
 from pathlib import Path
 
 from tqdm import tqdm
@@ -56,14 +55,12 @@ def write_report(
     figures = page.with_name(f"{page.stem}_figures")
     drawn = list(tqdm(sections(pictured, results_dir, figures), desc="drawing", unit="checkpoint", leave=False))
 
-    script, style = source("page.js"), source("page.css")
+    script = source("page.js")
     html = render(
         "page.html",
         script=script,
         script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=style,
-        results_dir=results_dir,
-        written=datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        title=results_dir,
         num_checkpoints=len({row.checkpoint_sha256 for row in rows}),
         table=run_table(rows),
         facts=facts(rows),

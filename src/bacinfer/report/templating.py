@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -15,8 +17,9 @@ _ENVIRONMENT = Environment(
 
 
 def render(template: str, **values: object) -> str:
-    """A template with its values."""
-    return _ENVIRONMENT.get_template(template).render(**values)
+    """A page: a template that extends ``base.html``, with its values, one of which is the `title`."""
+    written = datetime.now(timezone.utc).isoformat(timespec="minutes")
+    return _ENVIRONMENT.get_template(template).render(style=source("page.css"), written=written, **values)
 
 
 def source(name: str) -> Markup:
