@@ -11,7 +11,7 @@ from analysis_helpers import NUM_STEPS, FakeTask
 
 from bacinfer import assets, files
 from bacinfer.analysis.collect_activations import main
-from bacinfer.analysis.residuals import Recording, noise_seed, record, write_recording
+from bacinfer.analysis.residuals import Recording, call_seed, record, write_recording
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.calls import seeded_noise
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
@@ -50,10 +50,10 @@ def test_a_cached_policy_shows_stored_residuals_where_it_reuses_them(policy: Tin
         assert not torch.equal(block[0], block[4])
 
 
-def test_noise_seeds_differ_and_do_not_change_between_runs() -> None:
-    seeds = {noise_seed(seed, demo, index) for seed in (0, 11) for demo in (0, 11) for index in (0, 1)}
+def test_seeds_of_calls_differ_and_do_not_change_between_runs() -> None:
+    seeds = {call_seed(seed, demo, index) for seed in (0, 11) for demo in (0, 11) for index in (0, 1)}
     assert len(seeds) == 8
-    assert noise_seed(11, 11) == noise_seed(11, 11, 0) == 1299733305
+    assert call_seed(11, 11) == call_seed(11, 11, 0) == 1299733305
 
 
 @pytest.mark.parametrize(

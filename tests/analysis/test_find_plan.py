@@ -16,7 +16,7 @@ from bacinfer.policies import read_checkpoint
 from bacinfer.tasks import make_task
 from helpers import TinyPolicy, act, encoder_model, observation
 
-SAMPLING = Sampling("0" * 64, num_inference_steps=10, observations_per_demo=3, random_seed=11)
+SAMPLING = Sampling("0" * 64, num_inference_steps=10, observations_per_demo=3, noise_seed=11)
 
 
 def observations(count: int = 3) -> Iterator[dict[str, torch.Tensor]]:

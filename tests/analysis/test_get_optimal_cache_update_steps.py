@@ -28,7 +28,7 @@ from bacinfer.core.bubbling import block_error, select_blocks
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
 from helpers import WIDTH, TinyPolicy, act
 
-SAMPLING = Sampling("0" * 64, num_inference_steps=10, observations_per_demo=1, random_seed=11)
+SAMPLING = Sampling("0" * 64, num_inference_steps=10, observations_per_demo=1, noise_seed=11)
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -62,7 +62,7 @@ def test_the_cache_runs_what_the_pipeline_wrote(policy: TinyPolicy, task: FakeTa
 
 def test_files_hold_what_the_stages_find(policy: TinyPolicy, task: FakeTask, run: assets.RunAssets) -> None:
     analyse_policy(policy, task, run, [11], ["cosine", "l1"], [4], SAMPLING)
-    (recording,) = recordings(policy, task, 11, 1, SAMPLING.random_seed)
+    (recording,) = recordings(policy, task, 11, 1, SAMPLING.noise_seed)
     errors = {}
     for block in find_blocks(policy.model):
         residuals = recording.residuals[block.key]
@@ -177,7 +177,7 @@ def test_residuals_are_those_of_the_first_demo_in_half_precision(
 ) -> None:
     analyse_policy(policy, task, run, [11, 12], ["cosine"], [4], SAMPLING)
     arrays, metadata = read(run.activations)
-    (recording,) = recordings(policy, task, 11, 1, SAMPLING.random_seed)
+    (recording,) = recordings(policy, task, 11, 1, SAMPLING.noise_seed)
     assert list(arrays) == list(recording.residuals) == [b.key for b in find_blocks(policy.model)]
     for module, residuals in recording.residuals.items():
         assert arrays[module].dtype == np.float16
@@ -289,7 +289,7 @@ def test_what_is_there_is_used_for_new_budgets(
         ([12], ["cosine"], SAMPLING, "also of demos [11]"),
         ([11], ["mse"], SAMPLING, "no mse"),
         ([11], ["cosine"], replace(SAMPLING, checkpoint_sha256="1" * 64), "checkpoint_sha256 changed"),
-        ([11], ["cosine"], replace(SAMPLING, random_seed=12), "random_seed changed from 11 to 12"),
+        ([11], ["cosine"], replace(SAMPLING, noise_seed=12), "noise_seed changed from 11 to 12"),
         ([11], ["cosine"], replace(SAMPLING, observations_per_demo=2), "observations_per_demo changed"),
     ],
 )
@@ -410,7 +410,7 @@ def test_the_command_analyses_a_checkpoint(
 
 def test_the_default_is_demo_11_with_three_metrics_and_four_budgets(checkpoint: Path) -> None:
     args = pipeline.build_parser().parse_args(["-c", str(checkpoint), "-o", "out"])
-    assert (args.demo_idx, args.random_seed, args.observations_per_demo) == ([11], 11, 1)
+    assert (args.demo_idx, args.noise_seed, args.observations_per_demo) == ([11], 11, 1)
     assert (args.metrics, args.num_caches) == (["cosine", "l1", "mse"], [5, 8, 10, 20])
 
 

@@ -282,7 +282,7 @@ def test_the_command_says_that_the_disk_is_full(
     [
         (["--num_episodes=0"], "--num_episodes 0"),
         (["--n_envs=0"], "--n_envs 0"),
-        (["--seed=-1"], "--seed -1"),
+        (["--seed=-1"], "--first_episode_seed -1"),
         (["--image_size=65"], "both sides even"),
         (["--cache_mode=threshold"], "without --use_bac"),
         (["--optimal_steps_dir=nowhere"], "without --use_bac"),

@@ -60,7 +60,7 @@ def collect(args: argparse.Namespace) -> int:
     policy, checkpoint = load_policy_and_config(args)
     apply_request(policy, request, args.engine)
     run = assets.RunAssets(args.output_dir / args.task / run_name(request, policy.num_inference_steps))
-    source = recording_source(policy, file_digest(args.checkpoint), args.demo_idx, args.random_seed)
+    source = recording_source(policy, file_digest(args.checkpoint), args.demo_idx, args.noise_seed)
     if run.activations.is_file() and not args.force:
         if assets.read_by_block(run.activations)[1].get("source") == source:
             print(f"{run.activations} is there already (--force records it again)")
@@ -70,7 +70,7 @@ def collect(args: argparse.Namespace) -> int:
             f"pass --force to overwrite it, or another --output_dir or --task"
         )
     task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
-    (recording,) = recordings(policy, task, args.demo_idx, 1, args.random_seed)
+    (recording,) = recordings(policy, task, args.demo_idx, 1, args.noise_seed)
     write_recording(run, recording, source)
     first = next(iter(recording.residuals.values()))
     print(

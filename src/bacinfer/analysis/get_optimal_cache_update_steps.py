@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
 def analyse_checkpoint(args: argparse.Namespace) -> int:
     policy, task, weights = _diffusion_policy(args) if args.lerobot is None else _lerobot(args)
     run = assets.RunAssets(args.output_dir / "original")
-    sampling = Sampling(file_digest(weights), policy.num_inference_steps, args.observations_per_demo, args.random_seed)
+    sampling = Sampling(file_digest(weights), policy.num_inference_steps, args.observations_per_demo, args.noise_seed)
     analyse_policy(
         policy,
         task,

@@ -21,7 +21,7 @@ from bacinfer.analysis.block_statistics import BlockStatistics
 from bacinfer.analysis.find_plan import Schedules, find_schedules
 from bacinfer.analysis.plots import plot_schedules, plot_similarities
 from bacinfer.analysis.residuals import (
-    noise_seed,
+    call_seed,
     recording_source,
     recordings,
     write_recording,
@@ -42,13 +42,13 @@ class Sampling:
         checkpoint_sha256: Digest of the checkpoint file.
         num_inference_steps: K.
         observations_per_demo: How many policy calls of each episode are recorded.
-        random_seed: Seed of the sampling noise.
+        noise_seed: Seed of the sampling noise.
     """
 
     checkpoint_sha256: str
     num_inference_steps: int
     observations_per_demo: int
-    random_seed: int
+    noise_seed: int
 
 
 def collect_statistics(
@@ -81,7 +81,7 @@ def collect_statistics(
     for metric in metrics:
         find_metric(metric)
     for demo_idx in demos:
-        noise_seed(sampling.random_seed, demo_idx)
+        call_seed(sampling.noise_seed, demo_idx)
     statistics = BlockStatistics(metrics)
     done: list[int] = []
     if not force:
@@ -89,9 +89,9 @@ def collect_statistics(
     missing = [demo_idx for demo_idx in demos if demo_idx not in done]
     for demo_idx in tqdm(missing, desc="recording the policy", unit="demo"):
         before = statistics.num_observations
-        for recording in recordings(policy, task, demo_idx, sampling.observations_per_demo, sampling.random_seed):
+        for recording in recordings(policy, task, demo_idx, sampling.observations_per_demo, sampling.noise_seed):
             if statistics.num_observations == 0:
-                source = recording_source(policy, sampling.checkpoint_sha256, demo_idx, sampling.random_seed)
+                source = recording_source(policy, sampling.checkpoint_sha256, demo_idx, sampling.noise_seed)
                 write_recording(run, recording, source)
             statistics.add(recording.residuals)
         if (found := statistics.num_observations - before) < sampling.observations_per_demo:

@@ -63,7 +63,7 @@ def record(policy: Any, obs: Any, noise_seed: int) -> Recording:
     return Recording(residuals, result)
 
 
-def recordings(policy: Any, task: Task, demo_idx: int, num_observations: int, random_seed: int) -> Iterator[Recording]:
+def recordings(policy: Any, task: Task, demo_idx: int, num_observations: int, noise_seed: int) -> Iterator[Recording]:
     """Recordings at the first policy calls of the episode that starts at `demo_idx`, each with noise of its own.
 
     The noise depends on the arguments alone, not on what was recorded before. An episode that ends early gives fewer.
@@ -71,26 +71,26 @@ def recordings(policy: Any, task: Task, demo_idx: int, num_observations: int, ra
     Raises:
         ValueError: if the seed or the demo is negative.
     """
-    noise_seed(random_seed, demo_idx)  # what is negative is refused before the task runs
-    return record_all(policy, task.observations(policy, demo_idx, num_observations), random_seed, demo_idx)
+    call_seed(noise_seed, demo_idx)  # what is negative is refused before the task runs
+    return record_all(policy, task.observations(policy, demo_idx, num_observations), noise_seed, demo_idx)
 
 
 def record_all(
-    policy: Any, observations: Iterable[Any], random_seed: int = DEFAULT_SEED, demo_idx: int = DEFAULT_DEMO
+    policy: Any, observations: Iterable[Any], noise_seed: int = DEFAULT_SEED, demo_idx: int = DEFAULT_DEMO
 ) -> Iterator[Recording]:
     """Recordings at observations, the index-th with the noise of the index-th policy call of a demo."""
     for index, obs in enumerate(observations):
-        yield record(policy, obs, noise_seed(random_seed, demo_idx, index))
+        yield record(policy, obs, call_seed(noise_seed, demo_idx, index))
 
 
-def noise_seed(random_seed: int, demo_idx: int, index: int = 0) -> int:
+def call_seed(noise_seed: int, demo_idx: int, index: int = 0) -> int:
     """The seed of the sampling noise at the index-th policy call of a demo."""
-    if random_seed < 0 or demo_idx < 0:
-        raise ValueError(f"random_seed and demo_idx must not be negative, got {random_seed} and {demo_idx}")
-    return int(np.random.SeedSequence([random_seed, demo_idx, index]).generate_state(1)[0])
+    if noise_seed < 0 or demo_idx < 0:
+        raise ValueError(f"noise_seed and demo_idx must not be negative, got {noise_seed} and {demo_idx}")
+    return int(np.random.SeedSequence([noise_seed, demo_idx, index]).generate_state(1)[0])
 
 
-def recording_source(policy: Any, checkpoint_sha256: str, demo_idx: int, random_seed: int) -> dict[str, Any]:
+def recording_source(policy: Any, checkpoint_sha256: str, demo_idx: int, noise_seed: int) -> dict[str, Any]:
     """What determines the first recording of a demo, as JSON can hold it."""
     schedule = FastDiffusionPolicy.summary(policy).schedule
     return {
@@ -98,7 +98,7 @@ def recording_source(policy: Any, checkpoint_sha256: str, demo_idx: int, random_
         "num_inference_steps": policy.num_inference_steps,
         "update_steps": {b: list(steps) for b, steps in schedule.update_steps.items()} if schedule else None,
         "demo_idx": demo_idx,
-        "random_seed": random_seed,
+        "noise_seed": noise_seed,
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bacinfer import files
-from bacinfer.analysis.residuals import noise_seed
+from bacinfer.analysis.residuals import call_seed
 from bacinfer.commands.options import (
     add_cache_arguments,
     add_policy_arguments,
@@ -117,14 +117,14 @@ def run(args: argparse.Namespace) -> int:
     apply_request(policy, request, args.engine)
     task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
     obs = next(task.observations(policy, args.demo_idx))
-    seed = noise_seed(args.random_seed, args.demo_idx)
+    seed = call_seed(args.noise_seed, args.demo_idx)
     cached = sample(policy, obs, seed)
     summary = FastDiffusionPolicy.summary(policy)
     plain = sample(FastDiffusionPolicy.remove_cache(policy), obs, seed)
     comparison = compare(summary, *plain, *cached)
 
     actions = {name: tensor.cpu().numpy() for name, tensor in cached[0].items()}
-    start = {"checkpoint": str(args.checkpoint), "demo_idx": args.demo_idx, "random_seed": args.random_seed}
+    start = {"checkpoint": str(args.checkpoint), "demo_idx": args.demo_idx, "noise_seed": args.noise_seed}
     given = {name: str(value) if isinstance(value, Path) else value for name, value in request.arguments.items()}
     files.write_arrays(args.output_dir / "actions.npz", actions, start)
     files.write_json(args.output_dir / "summary.json", {**start, "cache_arguments": given, **asdict(comparison)})

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from bacinfer.analysis.residuals import DEFAULT_DEMO, DEFAULT_SEED, noise_seed
+from bacinfer.analysis.residuals import DEFAULT_DEMO, DEFAULT_SEED, call_seed
 from bacinfer.analysis.similarity import Array, check_residuals
 from bacinfer.core.blocks import Block, find_blocks
 from bacinfer.core.calls import sample, seeded_noise
@@ -76,7 +76,7 @@ def linearise(policy: Any, obs: Any, seed: int, num_probes: int = NUM_PROBES) ->
 def holding_costs(
     policy: Any,
     observations: Iterable[Any],
-    random_seed: int = DEFAULT_SEED,
+    noise_seed: int = DEFAULT_SEED,
     demo_idx: int = DEFAULT_DEMO,
     num_probes: int = NUM_PROBES,
 ) -> dict[str, Array]:
@@ -96,7 +96,7 @@ def holding_costs(
     total: dict[str, Array] = {}
     count = 0
     for index, obs in enumerate(observations):
-        found = linearise(policy, obs, noise_seed(random_seed, demo_idx, index), num_probes)
+        found = linearise(policy, obs, call_seed(noise_seed, demo_idx, index), num_probes)
         count += 1
         for block, costs in segment_costs(found).items():
             total[block] = total.get(block, 0.0) + costs

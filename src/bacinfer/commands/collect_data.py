@@ -42,9 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num_episodes", type=int, default=50, metavar="N", help="how many to roll out (default: 50)")
     parser.add_argument(
+        "--first_episode_seed",
         "--seed",
         type=int,
         default=1000,
+        metavar="SEED",
         help="seed of the first episode's initial state; the others follow (default: 1000; scores are reported for "
         "seeds from 100000)",
     )
@@ -72,12 +74,12 @@ def run(args: argparse.Namespace) -> int:
     policy, checkpoint = load_policy_and_config(args)
     task = make_simulated_task(checkpoint.cfg)
     apply_request(policy, request, args.engine)
-    simulator = task.simulator(args.seed)  # whatever is missing shows here, before anything slow
+    simulator = task.simulator(args.first_episode_seed)  # whatever is missing shows here, before anything slow
     simulator.camera(args.image_size)
     features = frame_features(task.state_vectors, simulator.observation, policy.action_dim, args.image_size)
 
     output_dir = args.output_dir
-    seeds = range(args.seed, args.seed + args.num_episodes)
+    seeds = range(args.first_episode_seed, args.first_episode_seed + args.num_episodes)
     collection = Collection(output_dir, collection_settings(args, policy, task))
     with LeRobotDatasetWriter(output_dir, task.fps, features, robot_type=task.name) as writer:
         try:
@@ -96,8 +98,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for flag in ("num_episodes", "n_envs"):
         if getattr(args, flag) < 1:
             raise ValueError(f"--{flag} {getattr(args, flag)}: expected at least 1")
-    if args.seed < 0:
-        raise ValueError(f"--seed {args.seed}: expected no negative number")
+    if args.first_episode_seed < 0:
+        raise ValueError(f"--first_episode_seed {args.first_episode_seed}: expected no negative number")
 
 
 def _cache_request(args: argparse.Namespace) -> CacheRequest:
@@ -122,7 +124,7 @@ def collection_settings(args: argparse.Namespace, policy: Any, task: SimulatedTa
         "num_inference_steps": policy.num_inference_steps,
         "cache": schedule.label if schedule else "original",
         "schedule_sha256": hashlib.sha256(schedule.to_json().encode()).hexdigest() if schedule else None,
-        "seed": args.seed,
+        "seed": args.first_episode_seed,
         "n_envs": args.n_envs,
         "only_successful": args.only_successful,
         "image_size": args.image_size,

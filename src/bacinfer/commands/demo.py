@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     print(f"1. Find the update steps of {args.checkpoint}", flush=True)
     sampling = Sampling(
-        file_digest(args.checkpoint), policy.num_inference_steps, observations_per_demo=1, random_seed=DEFAULT_SEED
+        file_digest(args.checkpoint), policy.num_inference_steps, observations_per_demo=1, noise_seed=DEFAULT_SEED
     )
     analyse_policy(policy, task, assets, [DEFAULT_DEMO], [METRIC], DEFAULT_BUDGETS, sampling)
 

@@ -242,7 +242,7 @@ def names(text: str) -> list[str]:
 
 
 def add_start_arguments(parser: argparse.ArgumentParser) -> None:
-    """--demo_idx and --random_seed: where an episode starts, and the sampling noise."""
+    """--demo_idx and --noise_seed: where an episode starts, and the sampling noise."""
     parser.add_argument(
         "--demo_idx",
         type=int,
@@ -256,6 +256,7 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_seed_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "--noise_seed",
         "--random_seed",
         type=int,
         default=DEFAULT_SEED,
