@@ -168,9 +168,53 @@ def test_a_policy_without_a_diffusers_scheduler_takes_its_own_steps_only() -> No
     policy = TinyPolicy()
     with pytest.raises(ValueError, match="ddim:4 cannot run this policy: its noise scheduler is no diffusers"):
         bacinfer.apply(policy, SamplingPlan(sampler=Sampler("ddim", 4)))
-    handle = bacinfer.PolicyHandle(policy.model, 10, (policy, "predict_action"))
-    with pytest.raises(ValueError, match="own:4: a handle names no scheduler"):
-        bacinfer.apply(handle, SamplingPlan(sampler=Sampler("own", 4)))
+    assert bacinfer.summary(policy).mode == "original"
+
+
+def handle_of(policy: Any, **settings: Any) -> bacinfer.PolicyHandle:
+    return bacinfer.PolicyHandle(policy.model, policy.num_inference_steps, (policy, "predict_action"), **settings)
+
+
+@pytest.mark.parametrize("interval", [None, 2])
+@pytest.mark.parametrize("sampler", [Sampler("own", 4), Sampler("ddim", (8, 5, 2), 0.7)], ids=lambda s: s.spec)
+def test_a_handle_says_where_steps_and_scheduler_are(sampler: Sampler, interval: int | None) -> None:
+    policy = make_policy()
+    handle = handle_of(policy, num_steps=(policy, "num_inference_steps"), scheduler=(policy, "noise_scheduler"))
+    before = dict(vars(policy))
+    expected = act(planned(policy, sampler, "eager", interval))
+    keys = [block.key for block in find_blocks(policy.model)]
+    cache = None if interval is None else CacheSchedule.periodic(keys, sampler.num_steps, interval)
+    bacinfer.apply(handle, SamplingPlan(cache, sampler), engine="eager")
+    torch.testing.assert_close(act(policy), expected)
+    assert (policy.num_inference_steps, policy.noise_scheduler) == (T, before["noise_scheduler"])  # between calls
+    assert bacinfer.summary(handle).num_inference_steps == sampler.num_steps
+    copied = copy.deepcopy(policy)
+    torch.testing.assert_close(act(copied), expected)
+    bacinfer.remove(handle)
+    assert vars(policy) == before
+
+
+def test_a_handle_is_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy()
+    handle = handle_of(policy, num_steps=(policy, "num_inference_steps"))
+    bacinfer.apply(handle, SamplingPlan(sampler=Sampler("own", 4)))
+    monkeypatch.setattr(policy.noise_scheduler, "step", None)
+    with pytest.raises(TypeError):
+        act(policy)
+    assert policy.num_inference_steps == T
+
+
+def test_what_a_handle_does_not_name_is_refused() -> None:
+    policy = make_policy()
+    with pytest.raises(ValueError, match="own:4 cannot run this policy: its handle names no num_steps"):
+        bacinfer.apply(handle_of(policy), SamplingPlan(sampler=Sampler("own", 4)))
+    steps = {"num_steps": (policy, "num_inference_steps")}
+    with pytest.raises(ValueError, match="ddim:4 cannot run this policy: its handle names no scheduler"):
+        bacinfer.apply(handle_of(policy, **steps), SamplingPlan(sampler=Sampler("ddim", 4)))
+    stale = handle_of(policy, **steps)
+    policy.num_inference_steps = 4
+    with pytest.raises(ValueError, match="has num_inference_steps = 10, but num_inference_steps is 4"):
+        bacinfer.apply(stale, SamplingPlan(sampler=Sampler("own", 2)))
     assert bacinfer.summary(policy).mode == "original"
 
 

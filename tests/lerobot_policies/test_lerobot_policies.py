@@ -25,6 +25,7 @@ import bacinfer.lerobot
 import tiny_lerobot as tiny
 from bacinfer import CacheSchedule, SamplingPlan
 from bacinfer.core.engines.observing import observe_residuals
+from bacinfer.core.engines.planned_scheduler import PlannedScheduler
 from bacinfer.core.sampler import Sampler
 from bacinfer.core.warm_start import WarmStart
 from bacinfer.lerobot.registry import SUPPORTED_TYPES
@@ -224,10 +225,65 @@ def test_another_number_of_steps_is_an_error(made: Callable[[str], Any], monkeyp
             act(policy)
 
 
-def test_samplers_and_warm_starts_are_refused(made: Callable[[str], Any]) -> None:
+def with_steps(policy: Any, num_steps: int) -> Any:
+    """A copy that was configured to take so many steps."""
+    configured = copy.deepcopy(policy)
+    setattr(*bacinfer.lerobot.handle(configured).num_steps, num_steps)
+    return configured
+
+
+def test_fewer_own_steps_are_those_of_the_configuration(policy: Any) -> None:
+    modules, stored = snapshot(policy), copy.deepcopy(policy.config)
+    expected = act(with_steps(policy, 2))
+    bacinfer.lerobot.apply(policy, SamplingPlan(sampler=Sampler("own", 2)))
+    assert torch.equal(act(policy), expected)
+    assert policy.config == stored  # which save_pretrained writes
+    calls_a_step = 4 if getattr(policy.config, "integration_method", "") == "rk4" else 1
+    assert bacinfer.lerobot.summary(policy).num_inference_steps == 2 * calls_a_step
+    bacinfer.lerobot.remove(policy)
+    assert snapshot(policy) == modules
+
+
+def test_a_plan_is_found_for_fewer_steps(made: Callable[[str], Any]) -> None:
+    policy = made("smolvla")
+    seen = [tiny.observation(policy, batch=1)]
+    found = bacinfer.lerobot.find_plan(policy, seen, num_updates=2, num_bu_blocks=1, sampler=Sampler("own", 4))
+    configured = with_steps(policy, 4)
+    same = bacinfer.lerobot.find_plan(configured, seen, num_updates=2, num_bu_blocks=1)
+    assert found.cache == same.cache
+    expected = act(bacinfer.lerobot.apply(configured, same))
+    assert torch.equal(act(bacinfer.lerobot.apply(policy, found)), expected)
+
+
+@pytest.mark.parametrize(
+    "sampler", [Sampler("ddim", 3), Sampler("ddim", (80, 40, 0), 0.5), Sampler("own", (90, 30, 0))]
+)
+def test_other_samplers_of_a_diffusion_policy(made: Callable[[str], Any], sampler: Sampler) -> None:
     policy = made("multi_task_dit")
-    with pytest.raises(ValueError, match="a handle names no scheduler"):
-        bacinfer.lerobot.apply(policy, SamplingPlan(sampler=Sampler("ddim", 5)))
+    scheduler = policy.objective.noise_scheduler
+    plain = act(policy)
+    bacinfer.lerobot.apply(policy, SamplingPlan(sampler=sampler))
+    found = act(policy)
+    assert policy.objective.noise_scheduler is scheduler
+    handle = bacinfer.lerobot.handle(bacinfer.lerobot.remove(policy))
+    policy.objective.noise_scheduler = PlannedScheduler(scheduler, sampler)  # what itself is tested by its definition
+    policy.objective.num_inference_steps, K = sampler.num_steps, policy.objective.num_inference_steps
+    try:
+        expected = act(policy)
+    finally:
+        policy.objective.noise_scheduler, policy.objective.num_inference_steps = scheduler, K
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, plain)
+    assert handle.num_inference_steps == K
+
+
+def test_what_no_loop_here_can_do_is_refused(made: Callable[[str], Any]) -> None:
+    for case in ("xvla", "multi_task_dit, Euler"):
+        with pytest.raises(ValueError, match="its handle names no scheduler"):
+            bacinfer.lerobot.apply(made(case), SamplingPlan(sampler=Sampler("ddim", 5)))
+    policy = made("multi_task_dit")
+    with pytest.raises(ValueError, match="trained with 100 timesteps, which own:101 exceeds"):
+        bacinfer.lerobot.apply(policy, SamplingPlan(sampler=Sampler("own", 101)))
     warm = SamplingPlan(warm_start=WarmStart(Sampler("ddim", (50, 0)), num_executed=6))
     with pytest.raises(ValueError, match="a warm start replaces the denoising loop"):
         bacinfer.lerobot.apply(policy, warm)

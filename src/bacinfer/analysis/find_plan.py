@@ -64,14 +64,14 @@ def find_plan(
     statistics = BlockStatistics([metric])
     with left_as_found(policy):
         made_for = Fingerprint.of(policy)
-    with left_as_found(policy), sampled_by(policy, sampler):
-        handle = PolicyHandle.of(policy)
+    with left_as_found(policy), sampled_by(policy, sampler) as sampling:
+        handle = PolicyHandle.of(sampling)
         (M,) = check_budgets([num_updates], handle.num_inference_steps, "num_updates")
         num_blocks = len(find_blocks(handle.model))
         if not 0 <= num_bu_blocks <= num_blocks:
             raise ValueError(f"num_bu_blocks must be in 0..{num_blocks}, the number of blocks, got {num_bu_blocks}")
         seen = tqdm(observations, desc="recording the policy", unit="observation")
-        for recording in record_all(policy, seen, noise_seed):
+        for recording in record_all(sampling, seen, noise_seed):
             statistics.add(recording.residuals)
         if statistics.num_observations == 0:
             raise ValueError("there are no observations to find a plan at: give at least one")
@@ -113,12 +113,12 @@ def find_sensitive_plan(
     """
     with left_as_found(policy):
         made_for = Fingerprint.of(policy)
-    with left_as_found(policy), sampled_by(policy, sampler):
-        handle = PolicyHandle.of(policy)
+    with left_as_found(policy), sampled_by(policy, sampler) as sampling:
+        handle = PolicyHandle.of(sampling)
         blocks = find_blocks(handle.model)
         check_budget(budget, handle.num_inference_steps)
         seen = tqdm(observations, desc="differentiating the policy", unit="observation")
-        cache = find_sensitive_schedule(holding_costs(policy, seen, noise_seed), blocks, budget)
+        cache = find_sensitive_schedule(holding_costs(sampling, seen, noise_seed), blocks, budget)
     return SamplingPlan(cache, sampler=sampler, made_for=made_for)
 
 

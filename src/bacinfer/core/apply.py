@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from torch import nn
 from bacinfer.core.blocks import Block, find_blocks, num_weights
 from bacinfer.core.engines import AUTO, Engine, choose_engine
 from bacinfer.core.engines.base import APPLIED, Phase
-from bacinfer.core.engines.planned_scheduler import SwitchedSampler, sampled_by
+from bacinfer.core.engines.planned_scheduler import SwitchedSampler
 from bacinfer.core.engines.warm_loop import WarmLoop
 from bacinfer.core.handle import Policy, PolicyHandle
 from bacinfer.core.patching import remove_patches
@@ -136,7 +136,8 @@ def _check_made_for(made_for: Fingerprint, policy: Any) -> None:
 def _make(policy: Any, plan: SamplingPlan, mode: str, engine: str) -> Applied:
     """What runs a plan on a plain policy."""
     plain_num_steps = PolicyHandle.of(policy).num_inference_steps
-    with sampled_by(policy, plan.sampler) as sampler:
+    sampler = None if plan.sampler is None else SwitchedSampler(policy, plan.sampler)
+    with nullcontext(policy) if sampler is None else sampler.installed() as policy:
         handle = PolicyHandle.of(policy)
         blocks = find_blocks(handle.model)
         keys, K = [block.key for block in blocks], handle.num_inference_steps

@@ -44,6 +44,10 @@ class PolicyHandle:
             such as what was encoded of the observation; None: `sample` takes observations.
         patches: What else is replaced while a plan is applied: for a loop that computes the layers' work without
             calling them, a patch that calls the model in its place.
+        num_steps: An object and its attribute that `sample` reads the number of its steps from, which a plan's sampler
+            sets during each call. None: plans with a sampler are refused.
+        scheduler: Likewise the diffusers scheduler that the loop goes through, for DDIM and given timesteps. None: a
+            sampler changes the number of steps only.
 
     Raises:
         TypeError: if the model is no module, or the object has no such method.
@@ -56,6 +60,8 @@ class PolicyHandle:
     steps: Literal["model", "first block"] = "model"
     act: Callable[[Any], Any] | None = None
     patches: tuple[Patch, ...] = ()
+    num_steps: tuple[Any, str] | None = None
+    scheduler: tuple[Any, str] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -83,7 +89,13 @@ class PolicyHandle:
                 f"{type(policy).__name__} is not a diffusion policy that can be cached: it has no "
                 f"{', '.join(missing)}. If its parts have other names, say so with a bacinfer.PolicyHandle"
             )
-        return cls(policy.model, policy.num_inference_steps, (policy, "predict_action"))
+        return cls(
+            policy.model,
+            policy.num_inference_steps,
+            (policy, "predict_action"),
+            num_steps=(policy, "num_inference_steps"),
+            scheduler=(policy, "noise_scheduler"),
+        )
 
     @property
     def owner(self) -> Any:

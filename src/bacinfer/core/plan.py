@@ -43,7 +43,7 @@ class Fingerprint:
             values = tensor.detach().float() if tensor.is_floating_point() else tensor
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes() if values.numel() else b"")
-        return cls(digest.hexdigest()[:32], handle.num_inference_steps, _scheduler_settings(handle.owner))
+        return cls(digest.hexdigest()[:32], handle.num_inference_steps, _scheduler_settings(handle))
 
     def differences(self, other: Fingerprint) -> list[str]:
         """What is different about `other`, for people."""
@@ -51,8 +51,8 @@ class Fingerprint:
         return [f"{name}: {getattr(self, name)}, here {getattr(other, name)}" for name in names]
 
 
-def _scheduler_settings(policy: Any) -> dict[str, Any]:
-    scheduler: Any = getattr(policy, "noise_scheduler", None)
+def _scheduler_settings(handle: PolicyHandle) -> dict[str, Any]:
+    scheduler: Any = None if handle.scheduler is None else getattr(*handle.scheduler, None)
     if not hasattr(scheduler, "config"):
         return {}
     settings = {name: value for name, value in dict(scheduler.config).items() if not name.startswith("_")}

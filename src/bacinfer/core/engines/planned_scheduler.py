@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from bacinfer.core.engines.base import Phase, UnsupportedPolicyError
 from bacinfer.core.engines.denoising_steps import DenoisingSteps, plan_steps, read_steps
 from bacinfer.core.handle import PolicyHandle
+from bacinfer.core.patching import Patch, remove_patches
 from bacinfer.core.sampler import Sampler
 
 
@@ -88,45 +90,22 @@ def warm_steps(policy: Any, phase: Phase) -> DenoisingSteps:
     return plan_steps(own_scheduler(policy), phase.sampler)
 
 
-class SwitchedSampler:
-    """A sampler that stands in the attributes `noise_scheduler` and `num_inference_steps` of a policy while installed.
+class _Attributes:
+    """Values that stand in attributes of objects while installed; undone exactly."""
 
-    Raises:
-        ValueError: the policy cannot be sampled so.
-    """
-
-    def __init__(self, policy: Any, sampler: Sampler) -> None:
-        if isinstance(policy, PolicyHandle):
-            raise ValueError(
-                f"sampler {sampler.spec}: a handle names no scheduler whose steps could be changed; make a handle of "
-                f"the policy that takes {sampler.num_steps} steps by itself"
-            )
-        scheduler: Any = getattr(policy, "noise_scheduler", None)
-        self._policy = policy
-        self._new: dict[str, Any] = {"num_inference_steps": sampler.num_steps}
-        try:
-            if sampler.kind == "ddim" or sampler.timesteps is not None:
-                self._new["noise_scheduler"] = PlannedScheduler(scheduler, sampler)
-            elif hasattr(scheduler, "config"):
-                num_levels = scheduler.config["num_train_timesteps"]
-                if sampler.num_steps > num_levels:
-                    raise UnsupportedPolicyError(
-                        f"it was trained with {num_levels} timesteps, which {sampler.spec} exceeds"
-                    )
-        except UnsupportedPolicyError as error:
-            raise ValueError(f"sampler {sampler.spec} cannot run this policy: {error}") from error
-        self._before: dict[str, Any] = {}
+    def __init__(self, new: list[tuple[Any, str, Any]]) -> None:
+        self._new = new  # object, name, value
+        self._before: dict[int, Any] = {}  # of those that were the object's own, by their place
 
     def install(self) -> None:
-        own = vars(self._policy)
-        self._before = {name: own[name] for name in self._new if name in own}
-        for name, value in self._new.items():
-            setattr(self._policy, name, value)
+        self._before = {i: vars(owner)[name] for i, (owner, name, _) in enumerate(self._new) if name in vars(owner)}
+        for owner, name, value in self._new:
+            setattr(owner, name, value)
 
     def check(self) -> None:
-        """Raises RuntimeError if somebody set one of the attributes since: undoing would undo their change."""
-        for name, value in self._new.items():
-            found = getattr(self._policy, name)
+        """Raises RuntimeError if somebody set one of them since: undoing would undo their change."""
+        for owner, name, value in self._new:
+            found = getattr(owner, name)
             if found is not value and found != value:
                 raise RuntimeError(
                     f"policy.{name} was set to {found!r} after the plan was applied; undo that first, then remove the "
@@ -134,26 +113,116 @@ class SwitchedSampler:
                 )
 
     def remove(self) -> None:
-        for name in self._new:
-            if name in self._before:
-                setattr(self._policy, name, self._before[name])
+        for i, (owner, name, _) in enumerate(self._new):
+            if i in self._before:
+                setattr(owner, name, self._before[i])
             else:
-                delattr(self._policy, name)
+                delattr(owner, name)
 
 
-@contextmanager
-def sampled_by(policy: Any, sampler: Sampler | None) -> Iterator[SwitchedSampler | None]:
-    """Inside, a plain policy takes a sampler's steps in its own loop; None: its own.
+class _DuringCalls(Patch):
+    """What samples, with other attributes while it does: what else reads them, to store them for instance, sees no
+    plan."""
+
+    def __init__(self, owner: Any, name: str, attributes: _Attributes) -> None:
+        super().__init__(owner, name)
+        self._attributes = attributes
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        self._attributes.install()
+        try:
+            return self.original(*args, **kwargs)
+        finally:
+            self._attributes.remove()
+
+
+class SwitchedSampler:
+    """A sampler in the place of a policy's own number of steps and, where it needs it, noise scheduler.
+
+    They are attributes of the policy, which has others while this is installed; or those that a handle names, which are
+    others while it samples.
+
+    Attributes:
+        policy: What samples so: the policy, or a handle with the number of model calls that the sampler takes.
 
     Raises:
         ValueError: the policy cannot be sampled so.
     """
-    if sampler is None:
-        yield None
-        return
-    switched = SwitchedSampler(policy, sampler)
-    switched.install()
-    try:
-        yield switched
-    finally:
-        switched.remove()
+
+    def __init__(self, policy: Any, sampler: Sampler) -> None:
+        self.policy = policy
+        handle = PolicyHandle.of(policy)
+        try:
+            self._attributes = _Attributes(list(_attributes(handle, sampler)))
+        except UnsupportedPolicyError as error:
+            raise ValueError(f"sampler {sampler.spec} cannot run this policy: {error}") from error
+        self._during_calls: _DuringCalls | None = None
+        if isinstance(policy, PolicyHandle):
+            self.policy = replace(policy, num_inference_steps=sampler.num_steps * _calls_a_step(policy))
+            self._during_calls = _DuringCalls(*policy.sample, self._attributes)
+
+    def install(self) -> None:
+        (self._during_calls or self._attributes).install()
+
+    def check(self) -> None:
+        """Raises RuntimeError if somebody set one of the policy's attributes since."""
+        if self._during_calls is None:
+            self._attributes.check()
+
+    def remove(self) -> None:
+        if self._during_calls is None:
+            self._attributes.remove()
+        else:
+            remove_patches([self._during_calls])
+
+    @contextmanager
+    def installed(self) -> Iterator[Any]:
+        """Inside, it is; yields `policy`."""
+        self.install()
+        try:
+            yield self.policy
+        finally:
+            self.remove()
+
+
+def _attributes(handle: PolicyHandle, sampler: Sampler) -> Iterator[tuple[Any, str, Any]]:
+    """Objects, attributes and the values with which the policy takes the sampler's steps."""
+    if handle.num_steps is None:
+        raise UnsupportedPolicyError("its handle names no num_steps, the attribute that its loop reads them from")
+    scheduler: Any = None if handle.scheduler is None else getattr(*handle.scheduler, None)
+    if sampler.kind == "ddim" or sampler.timesteps is not None:
+        if handle.scheduler is None:
+            raise UnsupportedPolicyError("its handle names no scheduler")
+        yield (*handle.scheduler, PlannedScheduler(scheduler, sampler))
+    elif hasattr(scheduler, "config"):
+        num_levels = scheduler.config["num_train_timesteps"]
+        if sampler.num_steps > num_levels:
+            raise UnsupportedPolicyError(f"it was trained with {num_levels} timesteps, which {sampler.spec} exceeds")
+    yield (*handle.num_steps, sampler.num_steps)
+
+
+def _calls_a_step(handle: PolicyHandle) -> int:
+    """Model calls of one step of the loop: several in an integrator of higher order."""
+    assert handle.num_steps is not None
+    num_steps = getattr(*handle.num_steps)
+    calls, rest = divmod(handle.num_inference_steps, num_steps)
+    if rest or not calls:
+        raise ValueError(
+            f"the handle has num_inference_steps = {handle.num_inference_steps}, but {handle.num_steps[1]} is "
+            f"{num_steps}: make a handle of the policy as it is now"
+        )
+    return calls
+
+
+@contextmanager
+def sampled_by(policy: Any, sampler: Sampler | None) -> Iterator[Any]:
+    """Inside, a plain policy takes a sampler's steps in its own loop; None: its own.
+
+    Yields:
+        The policy, or its handle with the number of model calls of the sampler.
+
+    Raises:
+        ValueError: the policy cannot be sampled so.
+    """
+    with nullcontext(policy) if sampler is None else SwitchedSampler(policy, sampler).installed() as sampling:
+        yield sampling

@@ -34,4 +34,5 @@ def handle(policy: Evo1Policy) -> PolicyHandle:
     register_layer(BasicTransformerBlock, _BLOCKS)
     head = policy.model.action_head
     K = int(head.num_inference_timesteps)
-    return PolicyHandle(head, K, (head, "get_action"), "first block", FirstChunk(policy))
+    num_steps = (head, "num_inference_timesteps")
+    return PolicyHandle(head, K, (head, "get_action"), "first block", FirstChunk(policy), num_steps=num_steps)

@@ -49,4 +49,5 @@ def handle(policy: GrootPolicy) -> PolicyHandle:
         int(head.num_inference_timesteps),
         (head, "get_action_with_features"),
         act=FirstChunk(policy),
+        num_steps=(head, "num_inference_timesteps"),
     )

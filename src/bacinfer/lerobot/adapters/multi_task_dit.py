@@ -53,16 +53,19 @@ def handle(policy: MultiTaskDiTPolicy) -> PolicyHandle:
     check_known(TransformerBlock.forward, "3b97597a76199467f0093840dfad701c")
     check_known(modulate, "169032f513fd78f016695732ee58e97b")
     register_layer(TransformerBlock, _BLOCKS)
+    objective, config = policy.objective, policy.config
+    sample = (objective, "conditional_sample")
+    if config.is_diffusion:
+        num_calls, num_steps = objective.num_inference_steps, (objective, "num_inference_steps")
+        scheduler = (objective, "noise_scheduler")
+    else:
+        num_calls = config.num_integration_steps * _CALLS_A_STEP[config.integration_method]
+        num_steps, scheduler = (objective.config, "num_integration_steps"), None
     return PolicyHandle(
         policy.noise_predictor,
-        _num_model_calls(policy),
-        (policy.objective, "conditional_sample"),
+        num_calls,
+        sample,
         act=_FirstChunk(policy),
+        num_steps=num_steps,
+        scheduler=scheduler,
     )
-
-
-def _num_model_calls(policy: MultiTaskDiTPolicy) -> int:
-    config = policy.config
-    if config.is_diffusion:
-        return policy.objective.num_inference_steps
-    return config.num_integration_steps * _CALLS_A_STEP[config.integration_method]

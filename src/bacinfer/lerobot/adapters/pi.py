@@ -38,4 +38,10 @@ def handle(policy: Any) -> PolicyHandle:
     check_known(type(layer).forward, "30b4efabba449ddec8d71005cee57982")
     check_known(_gated_residual, "448d8a1ffa3ce31b13c04739499db09e")
     register_layer(layer, _BLOCKS)
-    return PolicyHandle(expert, policy.config.num_inference_steps, (model, "sample_actions"), act=FirstChunk(policy))
+    return PolicyHandle(
+        expert,
+        policy.config.num_inference_steps,
+        (model, "sample_actions"),
+        act=FirstChunk(policy),
+        num_steps=(model.config, "num_inference_steps"),
+    )

@@ -133,4 +133,5 @@ def handle(policy: SmolVLAPolicy) -> PolicyHandle:
         (policy.model, "sample_actions"),
         act=FirstChunk(policy),
         patches=(_DenoisingSteps(model, expert),),
+        num_steps=(policy.model.config, "num_steps"),
     )

@@ -33,4 +33,10 @@ def handle(policy: VLAJEPAPolicy) -> PolicyHandle:
     check_known(BasicTransformerBlock.forward, "c61c010391f2120c7a1a695f8219445d")
     register_layer(BasicTransformerBlock, _BLOCKS)
     head = policy.model.action_model
-    return PolicyHandle(head.model, int(head.num_inference_timesteps), (head, "predict_action"), act=FirstChunk(policy))
+    return PolicyHandle(
+        head.model,
+        int(head.num_inference_timesteps),
+        (head, "predict_action"),
+        act=FirstChunk(policy),
+        num_steps=(head, "num_inference_timesteps"),
+    )

@@ -31,6 +31,10 @@ _BLOCKS = (
 def handle(policy: XVLAPolicy) -> PolicyHandle:
     check_known(TransformerBlock.forward, "51dd5efd89b35f0bbc937fcbdd623cf6")
     register_layer(TransformerBlock, _BLOCKS)
-    model = policy.model
-    K = max(1, int(policy.config.num_denoising_steps))
-    return PolicyHandle(model.transformer, K, (model, "generate_actions"), act=FirstChunk(policy))
+    return PolicyHandle(
+        policy.model.transformer,
+        max(1, int(policy.config.num_denoising_steps)),
+        (policy, "_get_action_chunk"),  # which tells the loop how many steps there are
+        act=FirstChunk(policy),
+        num_steps=(policy.config, "num_denoising_steps"),
+    )
