@@ -20,6 +20,8 @@ from snippets import LEROBOT_PAGE, commands, python_of
 SHORTER = {  # (the last of equal flags counts)
     "lerobot-eval": " --eval.n_episodes=1 --env.episode_length=7 --env.observation_height=96 --env.observation_width=96"
     " --eval.use_async_envs=false",
+    "bacinfer compare": " --env=pusht,episode_length=7,observation_height=96,observation_width=96 --methods=own:5"
+    " --n_test=2 --n_envs=2 --latency_calls=1",
 }
 
 
@@ -39,7 +41,7 @@ def test_the_page_from_its_first_to_its_last_line(tmp_path: Path) -> None:
         command + "".join(flags for start, flags in SHORTER.items() if command.startswith(start))
         for command in commands(LEROBOT_PAGE)
     ]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         done = subprocess.run(
             ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

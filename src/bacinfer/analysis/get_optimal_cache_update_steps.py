@@ -20,11 +20,11 @@ from bacinfer.commands.options import (
     add_policy_arguments,
     add_seed_argument,
     integers,
-    lerobot_checkpoints,
     load_policy_and_config,
     path_argument,
     run_command,
 )
+from bacinfer.lerobot.installation import WEIGHTS, needing_lerobot
 from bacinfer.tasks import Task, make_task
 
 
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         "the residuals of all denoising steps, and writes the best update steps to OUT/original. Run it again to go "
         "on after an interruption.",
     )
-    add_policy_arguments(parser, lerobot=True)
+    add_policy_arguments(parser, lerobot="--dataset")
     parser.add_argument(
         "--dataset",
         metavar="DATASET",
@@ -121,11 +121,11 @@ def _lerobot(args: argparse.Namespace) -> tuple[Any, Any, Path]:
     """The handle of LeRobot's policy, the episodes of the data set, and the file that its weights are in."""
     if args.dataset is None:
         raise ValueError("--lerobot needs --dataset, the data set that the policy observes")
-    checkpoint = lerobot_checkpoints()
+    checkpoint = needing_lerobot("checkpoint")
     policy = checkpoint.load_policy(args.lerobot, args.device)
     preprocessor = checkpoint.load_preprocessor(args.lerobot, policy)
     episodes = checkpoint.Episodes(args.dataset, preprocessor, policy.config.n_action_steps)
-    return checkpoint.handle(policy), episodes, args.lerobot / checkpoint.WEIGHTS
+    return checkpoint.handle(policy), episodes, args.lerobot / WEIGHTS
 
 
 def _demos(args: argparse.Namespace) -> Sequence[int]:

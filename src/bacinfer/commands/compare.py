@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from bacinfer.commands.episode_options import (
+    add_environment_argument,
     add_episode_arguments,
     add_seed_arguments,
     episode_settings,
@@ -34,7 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"methods:\n{GRAMMAR}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_policy_arguments(parser)
+    add_policy_arguments(parser, lerobot="--env")
+    add_environment_argument(parser)
     parser.add_argument(
         "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="the results directory"
     )

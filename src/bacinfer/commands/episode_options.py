@@ -18,6 +18,16 @@ from bacinfer.experiments.experiment import (
 from bacinfer.experiments.method import PLAIN, Method
 
 
+def add_environment_argument(parser: argparse.ArgumentParser) -> None:
+    """--env"""
+    parser.add_argument(
+        "--env",
+        metavar="TYPE[,KEY=VALUE...]",
+        help="with --lerobot: the environment, as lerobot-eval has it after --env.type and --env., such as "
+        "pusht,episode_length=100; the score is the highest reward there, elsewhere success",
+    )
+
+
 def add_episode_arguments(parser: argparse.ArgumentParser) -> None:
     """--n_test, --n_envs, --disturb, --latency_calls and --force."""
     parser.add_argument(
@@ -62,10 +72,16 @@ def add_seed_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def episode_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `Experiment` from the flags of the two above, `add_policy_arguments` and `add_engine_argument`."""
-    episodes = ("n_test", "n_envs", "disturb", "first_episode_seed", "noise_seed", "latency_calls")
+    """Arguments of `Experiment` from the flags of those above, `add_policy_arguments` and `add_engine_argument`.
+
+    Raises:
+        ValueError: --env without --lerobot, or the other way round.
+    """
+    if (args.lerobot is None) != (args.env is None):
+        raise ValueError("--lerobot and --env go together: a checkpoint of LeRobot's, and the environment to run it in")
+    episodes = ("n_test", "n_envs", "disturb", "first_episode_seed", "noise_seed", "latency_calls", "env")
     names = (*episodes, "device", "engine", "trust_checkpoint")
-    return {"checkpoint": str(args.checkpoint), **{name: getattr(args, name) for name in names}}
+    return {"checkpoint": str(args.checkpoint or args.lerobot), **{name: getattr(args, name) for name in names}}
 
 
 def cache_method(request: CacheRequest, engine: str) -> Method:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from bacinfer.assets import RunAssets
 from bacinfer.commands.episode_options import (
+    add_environment_argument,
     add_episode_arguments,
     add_seed_arguments,
     cache_method,
@@ -36,7 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Scores, latency and FLOPs of a policy, plain and with its cache, on the same seeds. Run it again "
         "to go on after an interruption; what has a result is kept."
     )
-    add_policy_arguments(parser)
+    add_policy_arguments(parser, lerobot="--env")
+    add_environment_argument(parser)
     parser.add_argument(
         "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="where the results are written"
     )

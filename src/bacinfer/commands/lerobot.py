@@ -11,13 +11,13 @@ from typing import Any
 from bacinfer.commands.options import (
     DEFAULT_NUM_CACHES,
     add_debug_argument,
-    lerobot_checkpoints,
     path_argument,
     run_command,
 )
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.optimal_steps import read_optimal_schedule
 from bacinfer.core.plan import SamplingPlan
+from bacinfer.lerobot.installation import needing_lerobot
 from bacinfer.lerobot.registry import handle
 
 
@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def export_checkpoint(args: argparse.Namespace) -> int:
-    checkpoint = lerobot_checkpoints()
+    checkpoint = needing_lerobot("checkpoint")
     policy = checkpoint.load_policy(args.checkpoint)
     plan = _read_plan(policy, args.plan, args.num_caches, args.num_bu_blocks)
     checkpoint.export(args.checkpoint, policy, plan, args.out)

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from bacinfer.analysis.block_statistics import DEFAULT_METRICS
@@ -54,13 +53,14 @@ def run_command(
 
 
 def add_policy_arguments(
-    parser: argparse.ArgumentParser, *, default: Path | None = None, lerobot: bool = False
+    parser: argparse.ArgumentParser, *, default: Path | None = None, lerobot: str | None = None
 ) -> None:
     """-c, -d, --trust_checkpoint and --debug.
 
     Args:
         default: The checkpoint where none is named; None: one has to be.
-        lerobot: Whether --lerobot names a checkpoint of LeRobot's instead.
+        lerobot: What observations come from where --lerobot names a checkpoint of LeRobot's instead; None: there is no
+            such flag.
     """
     checkpoint = parser.add_mutually_exclusive_group(required=default is None)
     checkpoint.add_argument(
@@ -71,12 +71,12 @@ def add_policy_arguments(
         metavar="CKPT",
         help="Diffusion Policy checkpoint (.ckpt)",
     )
-    if lerobot:
+    if lerobot is not None:
         checkpoint.add_argument(
             "--lerobot",
             type=path_argument,
             metavar="DIR",
-            help="LeRobot checkpoint (the directory with config.json), observations come from --dataset",
+            help=f"LeRobot checkpoint (the directory with config.json), observations come from {lerobot}",
         )
     parser.add_argument(
         "-d",
@@ -106,24 +106,6 @@ def load_policy_and_config(args: argparse.Namespace) -> tuple[Any, Checkpoint]:
     device = check_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint, trust_checkpoint=args.trust_checkpoint)
     return build_policy(checkpoint, device), checkpoint
-
-
-def lerobot_checkpoints() -> ModuleType:
-    """The module `bacinfer.lerobot.checkpoint`.
-
-    Raises:
-        ImportError: lerobot is not installed.
-    """
-    try:
-        from bacinfer.lerobot import checkpoint
-    except ModuleNotFoundError as error:
-        if error.name != "lerobot":
-            raise
-        raise ImportError(
-            "a LeRobot checkpoint needs lerobot, which is not installed here: pip install lerobot==0.6.1, with the "
-            "extra of the policy's type, for Python 3.12 or later"
-        ) from error
-    return checkpoint
 
 
 def add_cache_arguments(parser: argparse.ArgumentParser) -> None:

@@ -48,6 +48,7 @@ class PolicyHandle:
             sets during each call. None: plans with a sampler are refused.
         scheduler: Likewise the diffusers scheduler that the loop goes through, for DDIM and given timesteps. None: a
             sampler changes the number of steps only.
+        n_action_steps: Actions of a chunk that are executed before the next one is sampled, where that is known.
 
     Raises:
         TypeError: if the model is no module, or the object has no such method.
@@ -62,6 +63,7 @@ class PolicyHandle:
     patches: tuple[Patch, ...] = ()
     num_steps: tuple[Any, str] | None = None
     scheduler: tuple[Any, str] | None = None
+    n_action_steps: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):

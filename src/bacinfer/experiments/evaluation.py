@@ -94,7 +94,7 @@ def evaluate(
     policy: Any,
     task: Task,
     episode_seeds: Sequence[int],
-    observations: Sequence[dict[str, Tensor]],
+    observations: Sequence[dict[str, Any]],
     method: Method = PLAIN,
     plan: SamplingPlan = AS_IT_IS,
     *,
@@ -125,28 +125,28 @@ def evaluate(
     if disturb:
         options["disturb"] = True
     video_seeds = () if video_dir is None else episode_seeds[:1]
-    with applied(policy, method, plan, engine):
+    with applied(policy, method, plan, engine) as sampling:
         rollout = task.rollout(
-            policy, episode_seeds, noise_seed=noise_seed, video_dir=video_dir, video_seeds=video_seeds, **options
+            sampling, episode_seeds, noise_seed=noise_seed, video_dir=video_dir, video_seeds=video_seeds, **options
         )
     plain_latency = None if method == PLAIN else measure_latency(policy, observations[0], latency_calls)
     # applied anew: what an engine keeps for the batches of the episodes is no memory of a call at batch 1
-    with applied(policy, method, plan, engine):
-        cost = measure_cost(policy, observations[0], latency_calls)
+    with applied(policy, method, plan, engine) as sampling:
+        cost = measure_cost(sampling, observations[0], latency_calls)
         if method.warm_start is not None:
-            policy.reset()  # the observations are an episode
-        actions = normalised_actions(policy, observations)
-        found = summary(policy)  # now, as the first call may have decided on the engine
+            sampling.reset()  # the observations are an episode
+        actions = normalised_actions(sampling, observations)
+        found = summary(sampling)  # now, as the first call may have decided on the engine
         num_inference_steps, how = found.num_inference_steps, None if method.as_it_is else found
     return Result(cost, plain_latency or cost.latency, actions, rollout, num_inference_steps, plan, how)
 
 
-def calibration_observations(policy: Any, task: Task) -> list[dict[str, Tensor]]:
+def calibration_observations(policy: Any, task: Task) -> list[dict[str, Any]]:
     """The first observations of a training episode of the plain policy."""
     return list(task.observations(policy, CALIBRATION_DEMO, NUM_CALIBRATION_OBSERVATIONS))
 
 
-def measure_cost(policy: Any, obs: dict[str, Tensor], latency_calls: int) -> Cost:
+def measure_cost(policy: Any, obs: Any, latency_calls: int) -> Cost:
     """What a call of the policy, as it is, costs on an observation of batch size 1."""
     latency = measure_latency(policy, obs, latency_calls)
     return Cost(latency, actions_per_second(policy, latency), count_flops(policy, obs), peak_memory(policy, obs))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bacinfer.analysis.residuals import file_digest
 from bacinfer.assets import RunAssets
@@ -29,7 +29,10 @@ from bacinfer.experiments.run_files import (
     write_results,
 )
 from bacinfer.experiments.store import ROW_FILE, ResultsStore, Row, run_directory
-from bacinfer.files import check_path, write_json
+from bacinfer.files import check_path, read_json, write_json
+from bacinfer.lerobot.installation import CONFIG as LEROBOT_CONFIG
+from bacinfer.lerobot.installation import WEIGHTS as LEROBOT_WEIGHTS
+from bacinfer.lerobot.installation import needing_lerobot
 from bacinfer.measurement.action_error import normalised_actions, rms_difference
 from bacinfer.policies import build_policy, read_checkpoint
 from bacinfer.policies.device import check_device
@@ -51,6 +54,7 @@ class Experiment:
         disturb: whether each episode is disturbed once, as its seed determines (see `tasks.disturbances`).
         latency_calls: how many calls are timed.
         engine: what runs the schedule.
+        env: of a checkpoint of LeRobot's, which is a directory: the environment, as `lerobot.environment` spells it.
         assets_dir: ``assets/<task>/original``, for schedules that it holds; others are found from the policy.
         optimal_steps_dir: update steps to use, and no others.
         training_seed, checkpoint_type: which checkpoint of a task this is, where it was found by those.
@@ -70,6 +74,7 @@ class Experiment:
     latency_calls: int = DEFAULT_LATENCY_CALLS
     device: str = "cpu"
     engine: str = AUTO
+    env: str | None = None
     assets_dir: str | None = None
     optimal_steps_dir: str | None = None
     training_seed: int | None = None
@@ -92,6 +97,8 @@ class Experiment:
     @property
     def checkpoint_sha256(self) -> str:
         path = Path(self.checkpoint)
+        if self.env is not None:
+            path /= LEROBOT_WEIGHTS
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint at {path}")
         return _digest(str(path), path.stat().st_mtime_ns)
@@ -113,6 +120,7 @@ class Experiment:
             "disturb": self.disturb,
             "latency_calls": self.latency_calls,
             "device": torch.device(self.device).type,
+            **({} if self.env is None else {"env": self.env}),
         }
 
     @property
@@ -313,9 +321,16 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
 
 def _load(experiment: Experiment) -> tuple[Any, Task, DictConfig]:
     """The plain policy, its task and its configuration; the last one loaded is kept."""
-    return _load_policy(
-        experiment.checkpoint, experiment.checkpoint_sha256, experiment.device, experiment.trust_checkpoint
-    )
+    path, sha256, device = experiment.checkpoint, experiment.checkpoint_sha256, experiment.device
+    if experiment.env is not None:
+        return _load_lerobot(path, sha256, device, experiment.env)
+    return _load_policy(path, sha256, device, experiment.trust_checkpoint)
+
+
+@lru_cache(maxsize=1)
+def _load_lerobot(path: str, sha256: str, device: str, env: str) -> tuple[Any, Task, DictConfig]:
+    policy, task = needing_lerobot("environment").load_subject(Path(path), env, device)
+    return policy, task, OmegaConf.create(read_json(Path(path) / LEROBOT_CONFIG))
 
 
 @lru_cache(maxsize=1)

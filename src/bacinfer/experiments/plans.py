@@ -94,20 +94,20 @@ def make_plan(policy: Any, task: Task, method: Method, source: ScheduleSource) -
     """
     made_for = Fingerprint.of(policy)
     warm_start = method.warm_start
-    with sampled_by(policy, method.sampler):
-        cache = None if method.cache == "plain" else _make_schedule(policy, task, method, source)
+    with sampled_by(policy, method.sampler) as sampling:
+        cache = None if method.cache == "plain" else _make_schedule(sampling, task, method, source)
         if cache is not None and warm_start is not None:
             warm_start = replace(warm_start, cache=spaced_schedule(policy, method, warm_start.sampler.num_steps))
     return SamplingPlan(cache, method.sampler, warm_start, made_for)
 
 
 @contextmanager
-def applied(policy: Any, method: Method, plan: SamplingPlan, engine: str) -> Iterator[None]:
-    """Inside, a policy samples by the plan that `make_plan` made of a method, and by no other."""
-    with left_as_found(policy), sampled_by(policy, method.sampler if method.as_it_is else None):
+def applied(policy: Any, method: Method, plan: SamplingPlan, engine: str) -> Iterator[Any]:
+    """Inside, a policy samples by the plan that `make_plan` made of a method, and by no other; see `sampled_by`."""
+    with left_as_found(policy), sampled_by(policy, method.sampler if method.as_it_is else None) as sampling:
         if not method.as_it_is:
             apply(policy, plan, engine=engine, stateful=True)
-        yield
+        yield sampling
 
 
 def _make_schedule(policy: Any, task: Task, method: Method, source: ScheduleSource) -> CacheSchedule:

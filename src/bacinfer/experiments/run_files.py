@@ -20,6 +20,7 @@ from bacinfer.experiments.evaluation import Cost, Result
 from bacinfer.experiments.method import PLAIN, Method
 from bacinfer.experiments.store import Row
 from bacinfer.files import atomic_write, read_arrays, read_json, write_arrays, write_json
+from bacinfer.measurement.action_error import as_batch
 from bacinfer.measurement.latency import Latency, actions_per_second
 from bacinfer.measurement.statistics import Estimate, estimate_proportion
 from bacinfer.tasks import Rollout
@@ -42,7 +43,7 @@ class PlainResult:
     """
 
     result: Result
-    observations: Sequence[dict[str, Tensor]]
+    observations: Sequence[dict[str, Any]]
     noise_error: float
 
 
@@ -112,11 +113,11 @@ def copy_results(run_dir: Path, directory: Path) -> None:
 
 
 def write_plain_result(directory: Path, plain: PlainResult) -> None:
-    observations = {
-        f"obs/{key}": torch.cat([obs[key] for obs in plain.observations]).cpu().numpy() for key in plain.observations[0]
-    }
-    actions = plain.result.actions.cpu().numpy()
-    write_arrays(directory / CALIBRATION_FILE, {**observations, "actions": actions}, {"noise_error": plain.noise_error})
+    batch = as_batch(plain.observations)
+    arrays = {f"obs/{key}": values.cpu().numpy() for key, values in batch.items() if isinstance(values, Tensor)}
+    arrays["actions"] = plain.result.actions.cpu().numpy()
+    texts = {key: values for key, values in batch.items() if not isinstance(values, Tensor)}
+    write_arrays(directory / CALIBRATION_FILE, arrays, {"noise_error": plain.noise_error, "texts": texts})
 
 
 def read_plain_result(directory: Path, device: str | torch.device = "cpu") -> PlainResult:
@@ -128,9 +129,8 @@ def read_plain_result(directory: Path, device: str | torch.device = "cpu") -> Pl
     arrays, metadata = read_arrays(directory / CALIBRATION_FILE)
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     actions = tensors.pop("actions")
-    observations = [
-        {name.removeprefix("obs/"): batch[i : i + 1] for name, batch in tensors.items()} for i in range(len(actions))
-    ]
+    batch = {name.removeprefix("obs/"): values for name, values in tensors.items()} | metadata["texts"]
+    observations = [{key: values[i : i + 1] for key, values in batch.items()} for i in range(len(actions))]
     try:
         benchmark = read_json(directory / BENCHMARK_FILE)
         measured = benchmark["fast"]

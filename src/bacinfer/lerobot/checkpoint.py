@@ -15,12 +15,11 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from bacinfer.core.apply import apply
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.files import atomic_write, read_json, write_json
+from bacinfer.lerobot.installation import CONFIG, WEIGHTS
 from bacinfer.lerobot.registry import SUFFIX, handle
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 Preprocessor = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -46,11 +45,13 @@ def load_policy(checkpoint: Path, device: str = "cpu") -> PreTrainedPolicy:
 
 def load_preprocessor(checkpoint: Path, policy: PreTrainedPolicy) -> Preprocessor:
     """From a frame of a data set to a batch of one on the policy's device, as the checkpoint says."""
+    return load_processors(checkpoint, policy)[0]
+
+
+def load_processors(checkpoint: Path, policy: PreTrainedPolicy) -> tuple[Preprocessor, Any]:
+    """What a policy's observations go through, and what its actions do, as the checkpoint says."""
     overrides = {"device_processor": {"device": policy.config.device}}
-    preprocessor, _ = make_pre_post_processors(
-        policy.config, pretrained_path=str(checkpoint), preprocessor_overrides=overrides
-    )
-    return preprocessor
+    return make_pre_post_processors(policy.config, pretrained_path=str(checkpoint), preprocessor_overrides=overrides)
 
 
 class Episodes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bacinfer.core.handle import PolicyHandle
@@ -38,7 +39,8 @@ def handle(policy: PreTrainedPolicy) -> PolicyHandle:
     for base in type(policy).__mro__:
         adapter = _ADAPTERS.get(f"{base.__module__}.{base.__qualname__}")
         if adapter is not None:
-            return importlib.import_module(f"bacinfer.lerobot.adapters.{adapter}").handle(policy)
+            found = importlib.import_module(f"bacinfer.lerobot.adapters.{adapter}").handle(policy)
+            return replace(found, n_action_steps=policy.config.n_action_steps)
     raise TypeError(
         f"{type(policy).__module__}.{type(policy).__qualname__} is no LeRobot policy that can be cached; those of type "
         f"{', '.join(SUPPORTED_TYPES)} can. For another one with a transformer and a denoising loop, write a "

@@ -13,13 +13,22 @@ from bacinfer.core.handle import PolicyHandle
 from bacinfer.measurement.statistics import Estimate, estimate_mean
 
 
-def normalised_actions(policy: Any, observations: Sequence[dict[str, Tensor]], noise_seed: int = 0) -> Tensor:
+def normalised_actions(policy: Any, observations: Sequence[dict[str, Any]], noise_seed: int = 0) -> Tensor:
     """The action trajectories [len(observations), horizon, action_dim] in the policy's own units, [-1, 1].
 
     All observations go through one call, whose noise depends on `noise_seed` and their number alone.
     """
-    batch = {key: torch.cat([obs[key] for obs in observations]) for key in observations[0]}
-    return sampled_actions(policy, batch, noise_seed)
+    return sampled_actions(policy, as_batch(observations), noise_seed)
+
+
+def as_batch(observations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Observations, each of batch size 1, as one batch: tensors [B, ...], and lists of texts."""
+    first = observations[0]
+    columns = {key: [obs[key] for obs in observations] for key in first}
+    return {
+        key: torch.cat(column) if isinstance(first[key], Tensor) else [text for texts in column for text in texts]
+        for key, column in columns.items()
+    }
 
 
 def sampled_actions(policy: Any, observation: Any, noise_seed: int) -> Tensor:

@@ -79,7 +79,7 @@ def _denoising_timed(policy: Any) -> Iterator[list[float]]:
     if not hasattr(owner, "conditional_sample"):
         yield loops
         return
-    loop = _TimedLoop(owner, policy_device(policy), loops)
+    loop = Timed(owner, "conditional_sample", policy_device(policy), loops)
     loop.install()
     try:
         yield loops
@@ -87,11 +87,11 @@ def _denoising_timed(policy: Any) -> Iterator[list[float]]:
         loop.remove()
 
 
-class _TimedLoop(Patch):
-    """`conditional_sample`, timed; around that of an engine, where one runs the policy."""
+class Timed(Patch):
+    """A method, around what has replaced it already; the wall time of each call is added to `seconds`."""
 
-    def __init__(self, owner: Any, device: torch.device, seconds: list[float]) -> None:
-        super().__init__(owner, "conditional_sample")
+    def __init__(self, owner: Any, name: str, device: torch.device, seconds: list[float]) -> None:
+        super().__init__(owner, name)
         self.device, self.seconds = device, seconds
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
