@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bacinfer import CacheSchedule, Sampler, WarmStart
+import bacinfer
+from bacinfer import CacheSchedule, PolicyHandle, Sampler, WarmStart
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from core.fused.fused_helpers import make_policy
 from helpers import TinyPolicy
@@ -34,8 +35,11 @@ def test_plans_of_before_have_neither_sampler_nor_warm_start() -> None:
 
 
 def test_a_cache_is_for_the_steps_of_its_sampler() -> None:
-    with pytest.raises(ValueError, match="the cache is for 10 denoising steps, sampler own:5 takes others"):
-        SamplingPlan(SCHEDULE, Sampler("own", 5))
+    with pytest.raises(ValueError, match="the cache is for 10 denoising steps, sampler own:4 takes others"):
+        SamplingPlan(SCHEDULE, Sampler("own", 4))
+    twice_a_step = SamplingPlan(SCHEDULE, Sampler("own", 5))
+    with pytest.raises(ValueError, match="made for K = 10 denoising steps, the policy has num_inference_steps = 5"):
+        bacinfer.apply(make_policy(), twice_a_step)
 
 
 def test_fingerprints_tell_policies_apart() -> None:
@@ -49,6 +53,16 @@ def test_fingerprints_tell_policies_apart() -> None:
     assert difference.startswith("weights: ")
     policy.num_inference_steps = 3
     assert before.differences(Fingerprint.of(policy))[1] == "num_inference_steps: 10, here 3"
+
+
+def test_as_many_calls_in_fewer_steps_are_another_loop() -> None:
+    policy = TinyPolicy()
+    parts = (policy.model, 10, (policy, "predict_action"))
+    policy.num_steps = 5
+    twice_a_step = PolicyHandle(*parts, num_steps=(policy, "num_steps"))
+    assert Fingerprint.of(twice_a_step) == Fingerprint.of(twice_a_step)
+    (difference,) = Fingerprint.of(PolicyHandle(*parts)).differences(Fingerprint.of(twice_a_step))
+    assert difference == "scheduler: {}, here {'num_steps': 5}"
 
 
 @pytest.mark.parametrize(

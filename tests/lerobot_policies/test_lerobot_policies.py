@@ -244,11 +244,12 @@ def test_fewer_own_steps_are_those_of_the_configuration(policy: Any) -> None:
     assert snapshot(policy) == modules
 
 
-def test_a_plan_is_found_for_fewer_steps(made: Callable[[str], Any]) -> None:
-    policy = made("smolvla")
+@pytest.mark.parametrize("case", ["smolvla", "multi_task_dit, Runge-Kutta"])
+def test_a_plan_is_found_for_fewer_steps(case: str, made: Callable[[str], Any]) -> None:
+    policy = made(case)
     seen = [tiny.observation(policy, batch=1)]
-    found = bacinfer.lerobot.find_plan(policy, seen, num_updates=2, num_bu_blocks=1, sampler=Sampler("own", 4))
-    configured = with_steps(policy, 4)
+    found = bacinfer.lerobot.find_plan(policy, seen, num_updates=2, num_bu_blocks=1, sampler=Sampler("own", 2))
+    configured = with_steps(policy, 2)
     same = bacinfer.lerobot.find_plan(configured, seen, num_updates=2, num_bu_blocks=1)
     assert found.cache == same.cache
     expected = act(bacinfer.lerobot.apply(configured, same))

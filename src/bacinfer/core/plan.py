@@ -27,7 +27,8 @@ class Fingerprint:
     Attributes:
         weights: Digest of the denoising model's parameters and buffers, by name, in single precision.
         num_inference_steps: K.
-        scheduler: The settings of the noise scheduler and its class; empty where the policy has none of diffusers.
+        scheduler: The settings of the noise scheduler and its class, where it is one of diffusers; the number of steps
+            of a loop that calls the model several times a step.
     """
 
     weights: str
@@ -43,7 +44,7 @@ class Fingerprint:
             values = tensor.detach().float() if tensor.is_floating_point() else tensor
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(values.cpu().contiguous().view(torch.uint8).numpy().tobytes() if values.numel() else b"")
-        return cls(digest.hexdigest()[:32], handle.num_inference_steps, _scheduler_settings(handle))
+        return cls(digest.hexdigest()[:32], handle.num_inference_steps, _scheduler_settings(handle) | _loop(handle))
 
     def differences(self, other: Fingerprint) -> list[str]:
         """What is different about `other`, for people."""
@@ -58,6 +59,12 @@ def _scheduler_settings(handle: PolicyHandle) -> dict[str, Any]:
     settings = {name: value for name, value in dict(scheduler.config).items() if not name.startswith("_")}
     # as it comes back from a file
     return {"class": type(scheduler).__name__, **json.loads(json.dumps(settings, default=str))}
+
+
+def _loop(handle: PolicyHandle) -> dict[str, int]:
+    """The steps of a loop that calls the model several times a step, as many calls may be those of another loop."""
+    num_steps = None if handle.num_steps is None else getattr(*handle.num_steps)
+    return {} if num_steps in (None, handle.num_inference_steps) else {"num_steps": num_steps}
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ class SamplingPlan:
     def __post_init__(self) -> None:
         if self.cache is not None and self.sampler is not None:
             K = self.cache.num_inference_steps
-            if self.sampler.num_steps != K:
+            if K % self.sampler.num_steps:  # a loop may call the model several times a step
                 raise ValueError(f"the cache is for {K} denoising steps, sampler {self.sampler.spec} takes others")
 
     def save(self, path: str | Path) -> None:
