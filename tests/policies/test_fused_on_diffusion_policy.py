@@ -16,6 +16,7 @@ import torch
 
 from bacinfer import FastDiffusionPolicy
 from bacinfer.core.engines.fused.recognition import unknown_function
+from bacinfer.core.engines.loops import ConditionalSample
 from bacinfer.policies import Checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from core.fused.fused_helpers import assert_agree, with_cache
@@ -24,7 +25,7 @@ from tiny_policies import VARIANTS, fitted_normalizer, observations, randomise, 
 
 def test_its_functions_are_known() -> None:
     policy = create_policy(Checkpoint(Path("none"), tiny_config(), {}))
-    assert unknown_function(policy) is None
+    assert unknown_function(ConditionalSample(policy)) is None
 
 
 def test_a_loop_of_a_subclass_is_not_known() -> None:
@@ -36,7 +37,7 @@ def test_a_loop_of_a_subclass_is_not_known() -> None:
             return super().conditional_sample(*args, **kwargs).clamp(-0.5, 0.5)
 
     policy.__class__ = Clamped
-    assert unknown_function(policy) == f"{Clamped.__qualname__}.conditional_sample"
+    assert unknown_function(ConditionalSample(policy)) == f"{Clamped.__qualname__}.conditional_sample"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

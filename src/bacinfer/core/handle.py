@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import nn
 
 from bacinfer.core.patching import Patch
+
+if TYPE_CHECKING:
+    from bacinfer.core.engines.loops import Loop
 
 
 class Policy(Protocol):
@@ -49,6 +52,8 @@ class PolicyHandle:
         scheduler: Likewise the diffusers scheduler that the loop goes through, for DDIM and given timesteps. None: a
             sampler changes the number of steps only.
         n_action_steps: Actions of a chunk that are executed before the next one is sampled, where that is known.
+        loop: The denoising loop, where it is one that programs can stand for (`core.engines.loops`); another method
+            than `sample`, which comes to it.
 
     Raises:
         TypeError: if the model is no module, or the object has no such method.
@@ -64,6 +69,7 @@ class PolicyHandle:
     num_steps: tuple[Any, str] | None = None
     scheduler: tuple[Any, str] | None = None
     n_action_steps: int | None = None
+    loop: Loop | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):

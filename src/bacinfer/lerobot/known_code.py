@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from bacinfer.core.engines.fused.recognition import text_digest
+from bacinfer.core.engines.fused.recognition import program_stands_for, text_digest
 
 RELEASE = "0.6.1"
 
@@ -24,3 +24,10 @@ def check_known(function: Callable[..., Any], digest: str) -> None:
             f"bacinfer knows what may be cached; installed is lerobot {version('lerobot')}. Install that release, or "
             f"describe the policy yourself, with bacinfer.register_layer and a bacinfer.PolicyHandle"
         )
+
+
+def programs_stand_for(functions: Mapping[Callable[..., Any], str]) -> None:
+    """Lets the fused engines' programs replace functions, those of them whose text has the digest beside them."""
+    for function, digest in functions.items():
+        if text_digest(function) == digest:
+            program_stands_for(function)

@@ -18,7 +18,7 @@ from bacinfer import CacheSchedule, FastDiffusionPolicy
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines.denoising_steps import read_steps
 from bacinfer.core.engines.fused.constants import Constants
-from bacinfer.core.engines.fused.denoiser import read_denoiser
+from bacinfer.core.engines.fused.networks import read_network
 from bacinfer.policies import Checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.reference import LinearNormalizer
@@ -53,7 +53,7 @@ def make_constants(policy: Any, update_every: int = 1) -> Constants:
     blocks = find_blocks(policy.model)
     schedule = CacheSchedule(K, {block.key: tuple(range(0, K, update_every)) for block in blocks})
     sampler = read_steps(policy.noise_scheduler, K)
-    return Constants(read_denoiser(policy.model, blocks), schedule, sampler, torch.float32)
+    return Constants(read_network(policy.model, blocks), schedule, sampler, torch.float32)
 
 
 def act(policy: Any, batch: int = 3, seed: int = 1) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import is_dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -14,14 +16,19 @@ from bacinfer.core.engines.fused import runners
 from bacinfer.core.engines.fused.buffers import Buffers
 from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.sampling_call import SamplingCall
-from core.fused.fused_helpers import make_constants, make_policy
+from core.fused.fused_helpers import make_constants, make_policy, make_scheduler
 from core.fused.native_executable import NativeExecutable
+from tiny_dit import CONDITION, HORIZON, MOVES, tiny_dit_policy
 
 POLICIES = {
     "causal": [],
     "condition_encoder": [],
     "inpainting": ["policy.model.n_emb=12", "policy.model.n_head=1", "horizon=13"],
     "encoder_only": ["policy.model.n_emb=24", "policy.model.n_head=4", "horizon=19"],
+}
+DITS: dict[str, dict[str, Any]] = {
+    "rotary": {"width": 40, "num_heads": 2},
+    "plain attention": {"width": 24, "num_heads": 4, "rotary": False, "positions": False},
 }
 BATCH, OBSERVED = 3, 2  # observations of which a trajectory knows
 ERROR = 1e-6  # of the largest value: by what sums of up to 96 products differ in another order
@@ -31,7 +38,7 @@ def test_products_of_all_shapes_equal_a_loop(native_executable: NativeExecutable
     assert native_executable("products").startswith("0 of")
 
 
-@pytest.mark.parametrize("variant", POLICIES)
+@pytest.mark.parametrize("variant", [*POLICIES, *DITS])
 @torch.no_grad()
 def test_every_instruction_of_a_program_computes_what_pytorch_does(variant: str) -> None:
     program = make_program(variant)
@@ -52,29 +59,38 @@ def test_every_instruction_of_a_program_computes_what_pytorch_does(variant: str)
 
 
 def test_every_instruction_is_in_one_of_these_programs() -> None:
-    found = {type(instruction) for variant in POLICIES for instruction in make_program(variant).instructions}
+    found = {type(instruction) for variant in (*POLICIES, *DITS) for instruction in make_program(variant).instructions}
     assert found == {kind for kind in vars(op).values() if is_dataclass(kind) and kind.__module__ == op.__name__}
 
 
 @torch.no_grad()
 def make_program(variant: str) -> Program:
     """A program with every instruction that the policy can have, and something in each of its buffers."""
-    policy = make_policy(variant, *POLICIES[variant])
     generator = torch.Generator().manual_seed(2)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
+    if variant in DITS:
+        dit = tiny_dit_policy(make_scheduler(), **DITS[variant])
+        given = draw(BATCH, HORIZON, MOVES)
+        call = SamplingCall(given, torch.zeros_like(given, dtype=torch.bool), draw(BATCH, CONDITION), generator, {})
+        return _loaded(Program(make_constants(dit, update_every=3), call), call, draw)
+    policy = make_policy(variant, *POLICIES[variant])
     given = draw(BATCH, policy.horizon, policy.action_dim + (0 if policy.obs_as_cond else policy.obs_dim))
     is_given = torch.zeros_like(given, dtype=torch.bool)
     is_given[:, :OBSERVED, policy.action_dim :] = True
     condition = draw(BATCH, OBSERVED, policy.obs_dim) if policy.obs_as_cond else None
     call = SamplingCall(given, is_given, condition, generator, {})
-    program = Program(make_constants(policy, update_every=3), call)
+    return _loaded(Program(make_constants(policy, update_every=3), call), call, draw)
+
+
+def _loaded(program: Program, call: SamplingCall, draw: Callable[..., Tensor]) -> Program:
     program.load(call)
-    for name in ("residuals", "total", "x", "output"):
-        buffer = getattr(program.buffers, name)
-        buffer.copy_(draw(*buffer.shape))
+    buffers = program.buffers
+    for buffer in (buffers.residuals, buffers.total, buffers.x, buffers.output, buffers.modulation):
+        if buffer is not None:
+            buffer.copy_(draw(*buffer.shape))
     return program
 
 

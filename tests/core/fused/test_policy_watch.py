@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bacinfer.core.engines.fused.policy_watch import NUM_PARTS, PolicyWatch
+from bacinfer.core.engines.loops import ConditionalSample
 from core.fused.fused_helpers import make_scheduler
 
 
@@ -21,41 +22,41 @@ class Policy:
     def conditional_sample(self) -> None: ...
 
 
-def calls_until_noticed(watch: PolicyWatch, policy: Policy) -> int:
-    return next(calls for calls in range(1, 1000) if not watch.unchanged(policy))
+def calls_until_noticed(watch: PolicyWatch) -> int:
+    return next(calls for calls in range(1, 1000) if not watch.unchanged())
 
 
 def test_use_is_no_change() -> None:
     policy = Policy()
-    watch = PolicyWatch(policy)
+    watch = PolicyWatch(ConditionalSample(policy))
     for steps in range(1, 2 * NUM_PARTS):
         policy.model["first"](torch.zeros(1, 40))
         policy.noise_scheduler.set_timesteps(1 + steps % 10)
-        assert watch.unchanged(policy)
+        assert watch.unchanged()
 
 
 def test_another_model_or_scheduler_is_a_change() -> None:
     for name in ("model", "noise_scheduler"):
         policy = Policy()
-        watch = PolicyWatch(policy)
+        watch = PolicyWatch(ConditionalSample(policy))
         setattr(policy, name, getattr(Policy(), name))
-        assert not watch.unchanged(policy)
+        assert not watch.unchanged()
 
 
 @pytest.mark.parametrize("index", [0, 1, 777, 1998, 1999])
 def test_a_write_without_a_trace_is_found_in_time(index: int) -> None:
     policy = Policy()
-    watch = PolicyWatch(policy)
+    watch = PolicyWatch(ConditionalSample(policy))
     policy.model["first"].weight.detach().numpy().flat[index] += 1
-    assert calls_until_noticed(watch, policy) <= NUM_PARTS
+    assert calls_until_noticed(watch) <= NUM_PARTS
 
 
 def test_every_byte_is_in_one_part() -> None:
     policy = Policy()
-    watch = PolicyWatch(policy)
+    watch = PolicyWatch(ConditionalSample(policy))
     policy.model["transposed"] = nn.Linear(3, 3)
     policy.model["transposed"].weight = nn.Parameter(torch.rand(30, 7).t())
-    watch = PolicyWatch(policy)
+    watch = PolicyWatch(ConditionalSample(policy))
     tensors = [*policy.model.parameters(), *policy.model.buffers()]
     assert watch.num_bytes == sum(tensor.nbytes for tensor in tensors)
     parts = [bits for part in watch._parts for bits in part]
@@ -66,15 +67,15 @@ def test_every_byte_is_in_one_part() -> None:
 def test_weights_that_are_no_numbers_are_no_change() -> None:
     policy = Policy()
     policy.model["first"].weight.data.fill_(torch.nan)
-    watch = PolicyWatch(policy)
-    assert all(watch.unchanged(policy) for _ in range(NUM_PARTS))
+    watch = PolicyWatch(ConditionalSample(policy))
+    assert all(watch.unchanged() for _ in range(NUM_PARTS))
 
 
 def test_weights_made_in_inference_mode() -> None:
     with torch.inference_mode():
         policy = Policy()
-    watch = PolicyWatch(policy)
-    assert watch.unchanged(policy)
+    watch = PolicyWatch(ConditionalSample(policy))
+    assert watch.unchanged()
     with torch.inference_mode():
         policy.model["first"].weight.mul_(2)
-    assert not watch.unchanged(policy)
+    assert not watch.unchanged()

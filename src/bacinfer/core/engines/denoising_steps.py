@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -32,9 +33,13 @@ _NUM_COMPARED = 10  # of a scheduler's own steps, where a plan takes others of i
 
 @dataclass(frozen=True)
 class DenoisingStep:
-    """One denoising step; the letters are those of the formulas above. Without `draws_noise` no noise is drawn."""
+    """One denoising step; the letters are those of the formulas above. Without `draws_noise` no noise is drawn.
 
-    timestep: int
+    Attributes:
+        timestep: What the model is told; of flow matching the time, from 0 to 1.
+    """
+
+    timestep: int | float
     a: float
     b: float
     s: float
@@ -53,7 +58,7 @@ class DenoisingSteps:
     clip: float | None
 
     @property
-    def timesteps(self) -> tuple[int, ...]:
+    def timesteps(self) -> tuple[int | float, ...]:
         return tuple(step.timestep for step in self.steps)
 
     def next_sample(self, step: DenoisingStep, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
@@ -121,6 +126,15 @@ def plan_steps(scheduler: Any, sampler: Sampler) -> DenoisingSteps:
         final = getattr(scheduler, "final_alpha_cumprod", torch.ones(())).cpu()
         steps = [_ddim_step(config, alphas, final, t, following, sampler.eta) for t, following in pairs]
     return DenoisingSteps(tuple(steps), _clip(config))
+
+
+def euler_steps(times: Tensor) -> DenoisingSteps:
+    """Those that integrate the velocity which a model predicts at each time but the last, ``x + (t' - t) y``."""
+    steps = [
+        DenoisingStep(float(t), a=0.0, b=0.0, s=1.0, c=0.0, d=1.0, e=float(following - t), sigma=0.0, draws_noise=False)
+        for t, following in pairwise(times)
+    ]
+    return DenoisingSteps(tuple(steps), clip=None)
 
 
 def _clip(config: Any) -> float | None:
@@ -201,8 +215,8 @@ def _compare_with(scheduler: Any, found: DenoisingSteps) -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 1, 4, 2, generator=generator)
     for step, t in zip(found.steps, scheduler.timesteps.cpu(), strict=True):
-        expected = scheduler.step(y, t, x, generator=generator.manual_seed(step.timestep)).prev_sample
-        generator.manual_seed(step.timestep)
+        expected = scheduler.step(y, t, x, generator=generator.manual_seed(int(step.timestep))).prev_sample
+        generator.manual_seed(int(step.timestep))
         noise = torch.randn(x.shape, generator=generator) if step.draws_noise else torch.zeros_like(x)
         if not torch.allclose(found.next_sample(step, x, y, noise), expected, rtol=1e-3, atol=1e-4):
             raise UnsupportedPolicyError(

@@ -1,4 +1,4 @@
-"""The denoising loop of Diffusion Policy's transformer policies, `conditional_sample`, and one call of it."""
+"""One call of a denoising loop."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bacinfer.core.patching import Patch
-
 
 @dataclass(frozen=True)
 class SamplingCall:
-    """The arguments of `conditional_sample`: the trajectory's given part [B, T, A] and where it is given, the
-    condition [B, n_obs_steps, cond_dim] or None, a generator, and what goes on to the scheduler.
+    """The trajectory's given part [B, T, A] and where it is given, the condition (tokens [B, n_obs_steps, cond_dim], or
+    a vector [B, cond_dim]) or None, a generator, and what goes on to the scheduler.
 
     Attributes:
         start: The trajectory [B, T, A] at the first timestep; None: noise, which the loop draws.
@@ -31,29 +29,3 @@ class SamplingCall:
         """Standard normal noise [B, T, A], by the call of the loop."""
         given = self.given
         return torch.randn(given.shape, dtype=given.dtype, device=given.device, generator=self.generator)
-
-
-class DenoisingLoop(Patch):
-    """Replaces `conditional_sample`. Subclasses say by `sample` with what."""
-
-    def __init__(self, policy: Any) -> None:
-        super().__init__(policy, "conditional_sample")
-
-    def sample(self, call: SamplingCall) -> Tensor:
-        """The denoised trajectory [B, T, A] of a call."""
-        raise NotImplementedError
-
-    def call_original(self, call: SamplingCall) -> Tensor:
-        return self.original(
-            call.given, call.is_given, cond=call.condition, generator=call.generator, **call.step_arguments
-        )
-
-    def run(
-        self,
-        condition_data: Tensor,
-        condition_mask: Tensor,
-        cond: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        **step_arguments: Any,
-    ) -> Tensor:
-        return self.sample(SamplingCall(condition_data, condition_mask, cond, generator, step_arguments))

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from bacinfer.core.engines.base import Engine
 from bacinfer.core.engines.fused.recognition import knows_loop
-from bacinfer.core.engines.planned_scheduler import own_scheduler
-from bacinfer.core.engines.sampling_call import DenoisingLoop, SamplingCall
+from bacinfer.core.engines.loops import ConditionalSample, ReplacedLoop
+from bacinfer.core.engines.sampling_call import SamplingCall
 from bacinfer.core.patching import Patch, remove_patches
 from bacinfer.core.warm_start import Memory, WarmStart, disagreement
 
 
-class WarmLoop(DenoisingLoop):
+class WarmLoop(ReplacedLoop):
     """`conditional_sample`: from the memory of the last call where there is one, otherwise the loop itself.
 
     Args:
@@ -35,7 +35,7 @@ class WarmLoop(DenoisingLoop):
     """
 
     def __init__(self, policy: Any, warm_start: WarmStart, engine: Engine) -> None:
-        super().__init__(policy)
+        super().__init__(ConditionalSample(policy))
         if not knows_loop(policy):
             raise ValueError(
                 f"a warm start replaces the denoising loop, and {type(policy).__name__} has another one than Diffusion "
@@ -81,7 +81,7 @@ class WarmLoop(DenoisingLoop):
     def _warm(self, call: SamplingCall, last: Tensor) -> Tensor:
         timesteps = self.warm_start.sampler.timesteps
         assert timesteps is not None
-        alpha = own_scheduler(self.owner).alphas_cumprod[timesteps[0]].to(last)
+        alpha = self.loop.scheduler.alphas_cumprod[timesteps[0]].to(last)
         start = alpha.sqrt() * last + (1 - alpha).sqrt() * call.draw_noise()
         sample = self.engine.denoise(replace(call, start=start))
         threshold = self.warm_start.max_disagreement

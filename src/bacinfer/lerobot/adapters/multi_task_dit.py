@@ -5,14 +5,28 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lerobot.policies.multi_task_dit.modeling_multi_task_dit import MultiTaskDiTPolicy, TransformerBlock, modulate
+from lerobot.policies.multi_task_dit.modeling_multi_task_dit import (
+    DiffusionObjective,
+    DiffusionTransformer,
+    FlowMatchingObjective,
+    MultiTaskDiTPolicy,
+    RoPEAttention,
+    RotaryPositionalEmbedding,
+    SinusoidalPosEmb,
+    TransformerBlock,
+    modulate,
+)
 from lerobot.utils.constants import ACTION
-from torch import Tensor
+from torch import Tensor, nn
 
 from bacinfer.core.blocks import ResidualBlock, register_layer
+from bacinfer.core.engines.base import UnsupportedPolicyError
+from bacinfer.core.engines.denoising_steps import DenoisingSteps, euler_steps
+from bacinfer.core.engines.loops import Loop
+from bacinfer.core.engines.sampling_call import SamplingCall
 from bacinfer.core.handle import PolicyHandle
 from bacinfer.lerobot.first_chunk import FirstChunk
-from bacinfer.lerobot.known_code import check_known
+from bacinfer.lerobot.known_code import check_known, programs_stand_for
 
 _CALLS_A_STEP = {"euler": 1, "rk4": 4}
 
@@ -41,6 +55,19 @@ _BLOCKS = (
 )
 
 
+_IN_PROGRAMS = {  # what programs replace, and its text's digest
+    DiffusionObjective.conditional_sample: "1748a247a48cc2c9699ae673a23befea",
+    FlowMatchingObjective.conditional_sample: "9d27fbb9e27e12328330136e5ce477a9",
+    FlowMatchingObjective._euler_integrate: "c690b59511ec32bff8737d703047645f",
+    DiffusionTransformer.forward: "bffde3e4bd16b5a50c0b975f4892584a",
+    SinusoidalPosEmb.forward: "4cc6155b169d3645f0cf328610c38b1b",
+    TransformerBlock.forward: "3b97597a76199467f0093840dfad701c",
+    RoPEAttention.forward: "ed3c83fd8f90ebdd063e3d169a5fc5ec",
+    RotaryPositionalEmbedding.forward: "03f04f73a2801696686165a7e1b10ac1",
+    RotaryPositionalEmbedding._rotate_half: "bed653c37c74d26f9e7adce4be587e60",
+}
+
+
 class _FirstChunk(FirstChunk):
     """Its `predict_action_chunk` reads observations from the queues, which `select_action` fills."""
 
@@ -49,23 +76,73 @@ class _FirstChunk(FirstChunk):
         return torch.stack([action, *self.policy._queues[ACTION]], dim=1)
 
 
+class _DiffusionLoop(Loop):
+    """`conditional_sample` of a diffusion objective, which is called with the model."""
+
+    def __init__(self, policy: MultiTaskDiTPolicy) -> None:
+        super().__init__(policy.objective)
+        self.policy = policy
+
+    @property
+    def model(self) -> nn.Module:
+        return self.policy.noise_predictor
+
+    def read(self, model: nn.Module, batch_size: int, conditioning_vec: Tensor) -> SamplingCall | None:
+        if model is not self.model:
+            return None
+        weight, objective = next(model.parameters()), self.owner
+        given = weight.new_zeros(batch_size, objective.horizon, objective.action_dim)
+        return SamplingCall(given, given.bool(), conditioning_vec, None, {})
+
+    def arguments(self, call: SamplingCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (self.model, len(call.given), call.condition), {}
+
+
+class _FlowLoop(_DiffusionLoop):
+    """`conditional_sample` of a flow-matching objective."""
+
+    functions = ("conditional_sample", "_euler_integrate")
+    scheduler = None
+
+    @property
+    def num_inference_steps(self) -> int:
+        config = self.owner.config
+        return config.num_integration_steps * _CALLS_A_STEP[config.integration_method]
+
+    @num_inference_steps.setter
+    def num_inference_steps(self, K: int) -> None:
+        self.owner.config.num_integration_steps = K // _CALLS_A_STEP[self.owner.config.integration_method]
+
+    def steps(self, num_inference_steps: int) -> DenoisingSteps:
+        method = self.owner.config.integration_method
+        if method != "euler":
+            raise UnsupportedPolicyError(f"its integration method is {method!r}, of which programs know 'euler' alone")
+        return euler_steps(torch.linspace(0, 1, num_inference_steps + 1))
+
+    def settings(self) -> dict[str, Any]:
+        return {"method": self.owner.config.integration_method}
+
+    def finish(self) -> None:
+        pass
+
+
 def handle(policy: MultiTaskDiTPolicy) -> PolicyHandle:
-    check_known(TransformerBlock.forward, "3b97597a76199467f0093840dfad701c")
+    check_known(TransformerBlock.forward, _IN_PROGRAMS[TransformerBlock.forward])
     check_known(modulate, "169032f513fd78f016695732ee58e97b")
     register_layer(TransformerBlock, _BLOCKS)
-    objective, config = policy.objective, policy.config
-    sample = (objective, "conditional_sample")
-    if config.is_diffusion:
-        num_calls, num_steps = objective.num_inference_steps, (objective, "num_inference_steps")
+    programs_stand_for(_IN_PROGRAMS)
+    objective = policy.objective
+    if policy.config.is_diffusion:
+        loop, num_steps = _DiffusionLoop(policy), (objective, "num_inference_steps")
         scheduler = (objective, "noise_scheduler")
     else:
-        num_calls = config.num_integration_steps * _CALLS_A_STEP[config.integration_method]
-        num_steps, scheduler = (objective.config, "num_integration_steps"), None
+        loop, num_steps, scheduler = _FlowLoop(policy), (objective.config, "num_integration_steps"), None
     return PolicyHandle(
         policy.noise_predictor,
-        num_calls,
-        sample,
+        loop.num_inference_steps,
+        (policy, "_generate_actions"),
         act=_FirstChunk(policy),
         num_steps=num_steps,
         scheduler=scheduler,
+        loop=loop,
     )

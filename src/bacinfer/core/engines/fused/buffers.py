@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bacinfer.core.engines.fused.constants import Constants
 from bacinfer.core.engines.fused.denoiser import CrossAttentionWeights
+from bacinfer.core.engines.fused.dit import NUM_MODULATIONS
 from bacinfer.core.engines.sampling_call import SamplingCall
 
 
@@ -39,31 +40,34 @@ class Buffers:
         predicted: [B, T, A], a view of `output` [M, A].
         embedded: [B, N, D], what every token is embedded as but for its values: bias, position, timestep.
         residuals: [blocks, M, D].
+        modulation: Shift, scale (with 1) and gate of the block that is computed, [B, 3, D]; None: there are none.
+        conditioned: What the condition adds to those of each block, [blocks, B, 3, D].
         encoded: Tokens of the condition before they are folded: of the observations [B, J - 1, D], or those of the
             `Constants.encoded_steps` [S, B, J, D] where an encoder mixes them with the timestep's.
         conditions: What each cross-attention block sees of the condition, by the block's number.
     """
 
     def __init__(self, constants: Constants, call: SamplingCall) -> None:
-        denoiser, dtype, model = constants.denoiser, constants.dtype, constants.denoiser.model
+        denoiser, dtype = constants.denoiser, constants.dtype
         self.num_bytes = 0
-        self.dtype, self.device = model.pos_emb.dtype, model.pos_emb.device
+        self.dtype, self.device = denoiser.weight.dtype, denoiser.device
         self.batch, self.horizon, trajectory_width = call.given.shape
         self.rows = self.horizon + denoiser.encoder_only
-        width, num_rows = model.input_emb.out_features, self.batch * self.rows
-        condition = call.condition if model.cond_obs_emb is not None else None
+        width, num_rows = denoiser.input.out_features, self.batch * self.rows
+        condition = call.condition if denoiser.takes(call.condition) else None
 
         self.noise = self._new(len(constants.sigmas), self.batch, self.horizon, trajectory_width, dtype=dtype)
         self.given = self._new(self.batch, self.horizon, trajectory_width)
         self.is_given = torch.zeros(self.given.shape, dtype=torch.bool, device=self.device)
         self.condition = None if condition is None else self._new(*condition.shape)
-        self.num_condition_tokens = 1 + (self.condition.shape[1] if self.condition is not None else 0)
+        self.num_condition_tokens = denoiser.num_condition_tokens(self.condition)
         self.tokens = self._new(self.batch, self.rows, trajectory_width)
         self.trajectory = self.tokens[:, -self.horizon :]
         self.embedded = self._new(self.batch, self.rows, width)
-        self.embedded += model.pos_emb[:, : self.rows]
-        if model.input_emb.bias is not None:
-            self.embedded[:, -self.horizon :] += model.input_emb.bias
+        if denoiser.positions is not None:
+            self.embedded += denoiser.positions[:, : self.rows]
+        if denoiser.input.bias is not None:
+            self.embedded[:, -self.horizon :] += denoiser.input.bias
         self.x = self._new(num_rows, width)
         self.residuals = self._new(len(denoiser.blocks), num_rows, width, dtype=dtype)
         self.total = self._new(num_rows, width)
@@ -71,15 +75,20 @@ class Buffers:
         self.output = self._new(num_rows, trajectory_width, dtype=dtype)
         self.predicted = self.output.view(self.batch, self.rows, -1)[:, -self.horizon :]
         self.x0 = self._new(self.batch, self.horizon, trajectory_width)
-        self.mask = None if model.mask is None else model.mask.to(dtype)
+        self.mask = None if denoiser.mask is None else denoiser.mask.to(dtype)
         self.heads = self.qkv.view(self.batch, self.rows, 3, denoiser.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
         tokens, num_steps = self.num_condition_tokens, len(constants.encoded_steps)
-        self.encoded = self._new(*([num_steps, self.batch, tokens] if num_steps else [self.batch, tokens - 1]), width)
+        self.encoded = self._new(
+            *([num_steps, self.batch, tokens] if num_steps else [self.batch, max(0, tokens - 1)]), width
+        )
         self.conditions = {
-            number: self._new_condition(weights, model.memory_mask, dtype)
+            number: self._new_condition(weights, denoiser.memory_mask, dtype)
             for number, weights in enumerate(constants.weights)
             if isinstance(weights, CrossAttentionWeights)
         }
+        modulates = constants.modulation is not None
+        self.modulation = self._new(self.batch, NUM_MODULATIONS, width) if modulates else None
+        self.conditioned = self._new(len(denoiser.blocks) if modulates else 0, self.batch, NUM_MODULATIONS, width)
 
     def _new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         buffer = torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)

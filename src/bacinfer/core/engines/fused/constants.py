@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from bacinfer.core.engines.denoising_steps import DenoisingSteps
 from bacinfer.core.engines.fused.denoiser import (
     Affine,
     CrossAttentionWeights,
-    Denoiser,
     FoldedTokens,
     Norm,
-    block_weights,
     num_bytes,
 )
+from bacinfer.core.engines.fused.dit import DiT
+from bacinfer.core.engines.fused.networks import Network
 from bacinfer.core.schedule import CacheSchedule
 
 
@@ -25,48 +24,44 @@ class Constants:
         dtype: Of matrix products and stored residuals.
         updates: For each step, whether each block updates.
         time_tokens: The timesteps' tokens with their position, before a condition's encoder or the stack: [K, D].
+            Of width 0 where the timestep is part of the modulation.
+        modulation: What the timesteps add to each block's shift, scale and gate [K, blocks, 3, D]; None: it has none.
         folded_time: Block and step to what the block sees of the timestep's token, where every call has the same.
         encoded_steps: The steps at which some block sees the condition, where an encoder mixes its tokens with the
             timestep's, so that they are encoded for these steps together; none otherwise.
         sigmas: Of the noise that is drawn, [draws, 1, 1, 1].
     """
 
-    def __init__(
-        self, denoiser: Denoiser, schedule: CacheSchedule, sampler: DenoisingSteps, dtype: torch.dtype
-    ) -> None:
-        model = denoiser.model
+    def __init__(self, denoiser: Network, schedule: CacheSchedule, sampler: DenoisingSteps, dtype: torch.dtype) -> None:
         self.denoiser = denoiser
         self.sampler = sampler
         self.dtype = dtype
-        self.weights = [block_weights(block, dtype) for block in denoiser.blocks]
+        self.weights = [denoiser.block_weights(block, dtype) for block in denoiser.blocks]
         self.updates = list(zip(*(schedule.update_mask(block.key) for block in denoiser.blocks), strict=True))
-        self.input = Affine.of(model.input_emb.weight, None, model.pos_emb.dtype)  # its bias is in the positions
-        norm = denoiser.stack.norm
-        self.stack_norm = None if norm is None else Norm(norm, model.pos_emb.dtype)
-        self.final_norm = Norm(model.ln_f, dtype)
-        self.head = Affine.of(model.head.weight, model.head.bias, dtype)
-        self.time_tokens = self._time_tokens()
+        weight = denoiser.weight
+        self.input = Affine.of(denoiser.input.weight, None, weight.dtype)  # its bias is in the positions
+        self.stack_norm = None if denoiser.stack_norm is None else Norm(denoiser.stack_norm, weight.dtype)
+        self.final_norm = None if denoiser.final_norm is None else Norm(denoiser.final_norm, dtype)
+        self.head = Affine.of(denoiser.head.weight, denoiser.head.bias, dtype)
+        timesteps = torch.tensor(sampler.timesteps, device=weight.device)
+        self.time_tokens = denoiser.time_tokens(timesteps)
+        self.modulation = denoiser.modulation_by_time(timesteps) if isinstance(denoiser, DiT) else None
         self.folded_time = self._fold_time_tokens()
         self.encoded_steps = self._encoded_steps()
         sigmas = [step.sigma for step in sampler.steps if step.draws_noise]
-        self.sigmas = torch.tensor(sigmas, dtype=model.pos_emb.dtype, device=model.pos_emb.device).view(-1, 1, 1, 1)
+        self.sigmas = torch.tensor(sigmas, dtype=weight.dtype, device=weight.device).view(-1, 1, 1, 1)
 
     @property
     def num_bytes(self) -> int:
         """Memory of the tensors, without the model's own."""
-        return num_bytes([self.weights, self.input, self.head, self.time_tokens, self.folded_time])
-
-    def _time_tokens(self) -> Tensor:
-        model = self.denoiser.model
-        timesteps = torch.tensor(self.sampler.timesteps, device=model.pos_emb.device)
-        positions = model.pos_emb if self.denoiser.encoder_only else model.cond_pos_emb
-        return model.time_emb(timesteps).to(positions.dtype) + positions[0, 0]
+        return num_bytes([self.weights, self.input, self.head, self.time_tokens, self.folded_time, self.modulation])
 
     def _fold_time_tokens(self) -> dict[tuple[int, int], FoldedTokens]:
         folded: dict[tuple[int, int], FoldedTokens] = {}
-        if self.denoiser.encoder_only or not self.denoiser.condition_is_token_wise:
+        denoiser = self.denoiser
+        if isinstance(denoiser, DiT) or denoiser.encoder_only or not denoiser.condition_is_token_wise:
             return folded
-        encoded = self.denoiser.model.encoder(self.time_tokens)
+        encoded = denoiser.model.encoder(self.time_tokens)
         for block, weights in enumerate(self.weights):
             if isinstance(weights, CrossAttentionWeights):
                 steps = [k for k, updates in enumerate(self.updates) if updates[block]]

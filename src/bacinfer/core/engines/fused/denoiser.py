@@ -57,23 +57,86 @@ class Denoiser:
         encoder = self.model.encoder
         return isinstance(encoder, nn.Sequential) and all(_is_token_wise(module) for module in encoder)
 
+    @property
+    def weight(self) -> Tensor:
+        """One of the dtype and on the device of all."""
+        return self.model.pos_emb
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    @property
+    def input(self) -> nn.Linear:
+        """From the trajectory's numbers to tokens."""
+        return self.model.input_emb
+
+    @property
+    def positions(self) -> Tensor | None:
+        """[1, at least N, D], which are added to the tokens."""
+        return self.model.pos_emb
+
+    @property
+    def stack_norm(self) -> nn.LayerNorm | None:
+        return self.stack.norm
+
+    @property
+    def final_norm(self) -> nn.LayerNorm | None:
+        return self.model.ln_f
+
+    @property
+    def head(self) -> nn.Linear:
+        """From tokens to the model's output."""
+        return self.model.head
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Of self-attention [N, N], to be added to the logits."""
+        return self.model.mask
+
+    @property
+    def memory_mask(self) -> Tensor | None:
+        """Of cross-attention [N, at least J]."""
+        return self.model.memory_mask
+
+    def takes(self, condition: Tensor | None) -> bool:
+        """Whether the model's output depends on a call's condition."""
+        return condition is not None and self.model.cond_obs_emb is not None
+
+    def num_condition_tokens(self, condition: Tensor | None) -> int:
+        """J, with the timestep's."""
+        return 1 + (0 if condition is None else condition.shape[1])
+
+    def time_tokens(self, timesteps: Tensor) -> Tensor:
+        """The timesteps' tokens with their position, before a condition's encoder or the stack: [K, D]."""
+        positions = self.model.pos_emb if self.encoder_only else self.model.cond_pos_emb
+        return self.model.time_emb(timesteps).to(positions.dtype) + positions[0, 0]
+
+    def block_weights(self, block: Block, dtype: torch.dtype) -> BlockWeights:
+        """A block's weights, packed for products in `dtype`."""
+        weights, number = _WEIGHTS[block.kind]
+        if block.adapter.layer_class is nn.TransformerEncoderLayer and block.kind == "ff_block":
+            number = 2
+        return weights.of(block.layer, Norm(getattr(block.layer, f"norm{number}"), dtype), dtype)
+
 
 def read_denoiser(model: Any, blocks: Sequence[Block]) -> Denoiser:
-    """Recognises a model by its structure.
-
-    Raises:
-        UnsupportedPolicyError: it is built otherwise, or something hooks into it.
-    """
+    """Recognises a model by its structure; raises UnsupportedPolicyError if it is built otherwise."""
     missing = [name for name in _ATTRIBUTES if not hasattr(model, name)]
     if missing:
         raise UnsupportedPolicyError(f"its {type(model).__name__} has no {', '.join(missing)}")
     denoiser = Denoiser(model, model.encoder if model.decoder is None else model.decoder, tuple(blocks))
     _check_stack(denoiser)
     for name in ("input_emb", "head", *(["cond_obs_emb"] if model.cond_obs_emb is not None else [])):
-        _check_class(getattr(model, name), nn.Linear, name)
-    _check_class(model.ln_f, nn.LayerNorm, "ln_f")
+        check_class(getattr(model, name), nn.Linear, name)
+    check_class(model.ln_f, nn.LayerNorm, "ln_f")
     if model.input_emb.in_features != model.head.out_features:
         raise UnsupportedPolicyError("its model predicts something of another width than the trajectory")
+    return denoiser
+
+
+def check_untouched(model: nn.Module) -> None:
+    """Raises UnsupportedPolicyError if something hooks into a model."""
     if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
         raise UnsupportedPolicyError("there are forward hooks on all modules, which a fused program would skip")
     for name, module in model.named_modules():
@@ -82,7 +145,6 @@ def read_denoiser(model: Any, blocks: Sequence[Block]) -> Denoiser:
         replaced = replaced_methods(module)
         if replaced:
             raise UnsupportedPolicyError(f"somebody replaced {', '.join(replaced)} of its {name or 'model'}")
-    return denoiser
 
 
 def _check_stack(denoiser: Denoiser) -> None:
@@ -99,19 +161,19 @@ def _check_stack(denoiser: Denoiser) -> None:
         if not layer.norm_first:
             raise UnsupportedPolicyError(f"its {block.layer_name} is post-norm, so cached residuals cannot be summed")
         for name in ("linear1", "linear2"):
-            _check_class(getattr(layer, name), nn.Linear, f"{block.layer_name}.{name}")
+            check_class(getattr(layer, name), nn.Linear, f"{block.layer_name}.{name}")
         for name in ("self_attn", *(["multihead_attn"] if hasattr(layer, "multihead_attn") else [])):
-            _check_attention(getattr(layer, name), f"{block.layer_name}.{name}", denoiser.num_heads)
+            check_attention(getattr(layer, name), f"{block.layer_name}.{name}", denoiser.num_heads)
 
 
-def _check_attention(attention: Any, name: str, num_heads: int) -> None:
-    _check_class(attention, nn.MultiheadAttention, name)
+def check_attention(attention: Any, name: str, num_heads: int) -> None:
+    check_class(attention, nn.MultiheadAttention, name)
     usual = attention._qkv_same_embed_dim and attention.bias_k is None and not attention.add_zero_attn
     if not (usual and attention.batch_first and attention.num_heads == num_heads):
         raise UnsupportedPolicyError(f"its {name} has separate projections, extra keys or another number of heads")
 
 
-def _check_class(module: Any, expected: type[nn.Module], name: str) -> None:
+def check_class(module: Any, expected: type[nn.Module], name: str) -> None:
     if not isinstance(module, expected) or type(module).forward is not expected.forward:
         raise UnsupportedPolicyError(f"its {name} is a {type(module).__name__}, not a {expected.__name__}")
 
@@ -192,6 +254,7 @@ class SelfAttentionWeights:
     norm: Norm
     qkv: Affine  # [D, 3 D]
     out: Affine  # [D, D]
+    rotation: Tensor | None = None  # of queries and keys by their position: cosines and sines [2, at least N, D / H]
 
     @classmethod
     def of(cls, layer: Any, norm: Norm, dtype: torch.dtype) -> SelfAttentionWeights:
@@ -274,14 +337,6 @@ _WEIGHTS: dict[str, tuple[Any, int]] = {  # of a decoder layer: the class, and t
     "mha_block": (CrossAttentionWeights, 2),
     "ff_block": (FeedForwardWeights, 3),
 }
-
-
-def block_weights(block: Block, dtype: torch.dtype) -> BlockWeights:
-    """A block's weights, packed for products in `dtype`."""
-    weights, number = _WEIGHTS[block.kind]
-    if block.adapter.layer_class is nn.TransformerEncoderLayer and block.kind == "ff_block":
-        number = 2
-    return weights.of(block.layer, Norm(getattr(block.layer, f"norm{number}"), dtype), dtype)
 
 
 def num_bytes(part: Any) -> int:

@@ -1,36 +1,33 @@
 """The engine that runs the whole denoising loop as one static program (see `program`), compiled once and reused.
 
-It replaces `policy.conditional_sample`, the loop around the noise scheduler in Diffusion Policy's transformer policies.
-All else is the eager engine's: a loop of the user's own, observers, calls of the model outside of sampling.
+It replaces the loop around the noise scheduler, such as `policy.conditional_sample` of Diffusion Policy's transformer
+policies (see `loops`). All else is the eager engine's: a loop of the user's own, observers, calls of the model outside
+of sampling.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bacinfer.core.engines.base import EngineStatus, UnsupportedPolicyError
 from bacinfer.core.engines.eager import EagerEngine
-from bacinfer.core.engines.fused.denoiser import read_denoiser
+from bacinfer.core.engines.fused.networks import read_network
 from bacinfer.core.engines.fused.program_cache import ProgramCache, run
 from bacinfer.core.engines.fused.runners import check_device, fastest_on
-from bacinfer.core.engines.planned_scheduler import steps_of
-from bacinfer.core.engines.sampling_call import DenoisingLoop, SamplingCall
+from bacinfer.core.engines.loops import ConditionalSample, Loop, ReplacedLoop
+from bacinfer.core.engines.sampling_call import SamplingCall
 from bacinfer.core.engines.trajectory import COLD, WARM, Trajectory
 
 logger = logging.getLogger("bacinfer")
 
-_ARGUMENTS = ("condition_data", "condition_mask", "cond", "generator")
-
 
 class FusedEngine:
-    """Runs `conditional_sample` as one program.
+    """Runs a policy's denoising loop as one program.
 
     Its actions are those of the eager engine up to rounding, and carry no gradients.
 
@@ -51,12 +48,12 @@ class FusedEngine:
         self.programs = programs
         self.runner = runner
         self.obstacle: str | None = None  # why the last call ran in the eager engine
-        self.policy = eager.handle.owner
-        _check_loop(self.policy, eager.trajectory.lengths[COLD])
-        read_denoiser(eager.handle.model, programs[COLD].blocks)
+        loop = eager.handle.loop or ConditionalSample(eager.handle.owner)
+        loop.check()
+        read_network(eager.handle.model, programs[COLD].blocks)
         check_device(self.name, self._device)
-        programs[COLD].check_functions(self.policy)
-        self.loop = _Loop(self.policy, self)
+        programs[COLD].check_functions(loop)
+        self.loop = _Loop(loop, self)
         eager.patches.append(self.loop)
 
     @property
@@ -65,7 +62,7 @@ class FusedEngine:
 
     @property
     def _device(self) -> torch.device:
-        return self.eager.handle.model.pos_emb.device  # type: ignore[return-value]
+        return next(self.eager.handle.model.parameters()).device
 
     @property
     def trajectory(self) -> Trajectory:
@@ -108,19 +105,23 @@ class FusedEngine:
             with self.trajectory.suspended():
                 return self.loop.call_original(call)
 
+        if phase == COLD and (found := self.loop.loop.num_inference_steps) != self.trajectory.num_inference_steps:
+            raise RuntimeError(
+                f"the denoising loop takes {found} steps, but the plan was applied for "
+                f"K = {self.trajectory.num_inference_steps}; apply a plan for K = {found}, or remove it first"
+            )
         with self.trajectory.exclusive(), _plain_tensors():
             try:
                 check_device(self.name, call.given.device)
-                sample = run(self.programs[phase].runner(self.policy, plain, call, self.name), call)
+                sample = run(self.programs[phase].runner(self.loop.loop, plain, call, self.name), call)
             except UnsupportedPolicyError as error:
                 if self.runner is not None:
                     raise RuntimeError(cannot_run(self.runner, str(error))) from error
                 obstacle: str | None = str(error)
             else:
                 obstacle = None
-                scheduler, K = self.policy.noise_scheduler, self.trajectory.num_inference_steps
-                if phase == COLD and scheduler.num_inference_steps != K:
-                    scheduler.set_timesteps(K)  # as the loop would leave it
+                if phase == COLD:
+                    self.loop.loop.finish()
                 self.trajectory.complete()
         if obstacle is not None:
             if obstacle != self.obstacle:
@@ -140,11 +141,11 @@ def log_eager(obstacle: str) -> None:
     logger.warning("the engine 'eager' runs this policy, as %s", obstacle)
 
 
-class _Loop(DenoisingLoop):
+class _Loop(ReplacedLoop):
     """The denoising loop as a program, where the policy samples."""
 
-    def __init__(self, policy: Any, engine: FusedEngine) -> None:
-        super().__init__(policy)
+    def __init__(self, loop: Loop, engine: FusedEngine) -> None:
+        super().__init__(loop)
         self.engine = engine
 
     def sample(self, call: SamplingCall) -> Tensor:
@@ -159,14 +160,3 @@ def _plain_tensors() -> Iterator[None]:
     """No gradients, and tensors that may be written to later, also where inference mode is on."""
     with torch.inference_mode(False), torch.no_grad():
         yield
-
-
-def _check_loop(policy: Any, num_inference_steps: int) -> None:
-    """Raises UnsupportedPolicyError unless the policy samples as Diffusion Policy's transformer policies do."""
-    for name in ("conditional_sample", "noise_scheduler", "model", "num_inference_steps"):
-        if not hasattr(policy, name):
-            raise UnsupportedPolicyError(f"it has no {name}")
-    parameters = tuple(inspect.signature(policy.conditional_sample).parameters)
-    if parameters[: len(_ARGUMENTS)] != _ARGUMENTS:
-        raise UnsupportedPolicyError(f"its conditional_sample takes {parameters}, expected {_ARGUMENTS}")
-    steps_of(policy.noise_scheduler, num_inference_steps)

@@ -97,11 +97,15 @@ class SelfAttention:
     weights: SelfAttentionWeights
 
     def run(self, buffers: Buffers) -> None:
-        residual = buffers.residuals[self.block]
-        self.weights.qkv(self.weights.norm(buffers.x), out=buffers.qkv)
+        residual, rotation = buffers.residuals[self.block], self.weights.rotation
+        self.weights.qkv(_branch_input(self.weights.norm, buffers), out=buffers.qkv)
         queries, keys, values = buffers.heads
+        if rotation is not None:
+            for x in (queries, keys):
+                x.copy_(_rotated(x, rotation[:, : buffers.rows]))
         mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=buffers.mask)
         self.weights.out(mixed.transpose(1, 2).reshape(residual.shape), out=residual)
+        _gate(residual, buffers)
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,44 @@ class FeedForward:
     weights: FeedForwardWeights
 
     def run(self, buffers: Buffers) -> None:
-        hidden = self.weights.activation(self.weights.first(self.weights.norm(buffers.x)))
-        self.weights.second(hidden, out=buffers.residuals[self.block])
+        residual = buffers.residuals[self.block]
+        hidden = self.weights.activation(self.weights.first(_branch_input(self.weights.norm, buffers)))
+        self.weights.second(hidden, out=residual)
+        _gate(residual, buffers)
+
+
+def _branch_input(norm: Norm, buffers: Buffers) -> Tensor:
+    """What a block computes its residual of [M, D], in the dtype of products."""
+    x = norm(buffers.x)
+    if buffers.modulation is None:
+        return x
+    shift, scale, _ = buffers.modulation.unsqueeze(2).unbind(1)  # [B, 1, D] each
+    return (
+        torch.addcmul(shift, x.view(buffers.batch, buffers.rows, -1), scale).view(x.shape).to(buffers.residuals.dtype)
+    )
+
+
+def _gate(residual: Tensor, buffers: Buffers) -> None:
+    if buffers.modulation is not None:
+        residual.view(buffers.batch, buffers.rows, -1).mul_(buffers.modulation[:, 2:])
+
+
+def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
+    """Queries or keys [B, H, N, D / H], rotated by their positions (RoPE; Su et al., 2021)."""
+    cosines, sines = rotation
+    first, second = x.chunk(2, dim=-1)
+    return x * cosines + torch.cat([-second, first], dim=-1) * sines
+
+
+@dataclass(frozen=True)
+class Modulate:
+    """Brings shift, scale and gate of a block to another step."""
+
+    block: int
+    time: Tensor  # the timestep's part [3, D]
+
+    def run(self, buffers: Buffers) -> None:
+        torch.add(self.time, buffers.conditioned[self.block], out=buffers.modulation)
 
 
 @dataclass(frozen=True)
@@ -182,12 +222,13 @@ class Predict:
     """The model's output from x."""
 
     stack_norm: Norm | None
-    final_norm: Norm
+    final_norm: Norm | None
     head: Affine
 
     def run(self, buffers: Buffers) -> None:
         x = buffers.x if self.stack_norm is None else self.stack_norm(buffers.x)
-        self.head(self.final_norm(x), out=buffers.output)
+        x = x.to(buffers.output.dtype) if self.final_norm is None else self.final_norm(x)
+        self.head(x, out=buffers.output)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ struct Affine {
 };
 
 enum BlockKind : int32_t { SELF_ATTENTION, CROSS_ATTENTION, FEED_FORWARD };
-enum Activation : int32_t { GELU, RELU };
+enum Activation : int32_t { GELU, RELU, GELU_TANH };
 
 struct Block {
     int32_t kind;
@@ -70,6 +70,8 @@ struct Block {
     const float* mask;        // self-attention: [N, N] or null; cross-attention: [N, J]
     float* vectors;           // [2, B, J, H, D]
     float* offset;            // [B, N, J, H]
+    const float* rotation;    // self-attention: cosines and sines [2, N, D / H], or null
+    float* modulation;        // of all blocks: shift, scale and gate [B, 3, D], or null
 };
 
 enum Operation : int32_t {
@@ -83,7 +85,8 @@ enum Operation : int32_t {
     LOAD_TIME,      // slot 0 of a condition = source [2, H, D] (stride between the two: last), offset [H]
     FOLD,           // slots last.. of a condition = folded source [B, count, D]
     PREDICT,        // output = head(norm(x))
-    STEP            // x0 = clamp((a x + b y) / s); x = c x0 + d x + e y + noise
+    STEP,           // x0 = clamp((a x + b y) / s); x = c x0 + d x + e y + noise
+    MODULATE        // modulation = source [3, D] + offset [B, 3, D], for that block
 };
 
 struct Instruction {
@@ -112,7 +115,7 @@ struct Program {
     const uint8_t* is_given;  // [B, T, A]
     Affine input;             // its bias is in embedded
     Affine head;
-    Norm stack_norm;  // weight null: none
+    Norm stack_norm;  // weight null: none; so of the next
     Norm final_norm;
     const Block* blocks;
     int64_t num_blocks;
@@ -132,7 +135,8 @@ const char* structs() {
         out << STRUCT(Affine) << AT(Affine, panels) << AT(Affine, in) << AT(Affine, out) << "\n";
         out << STRUCT(Block) << AT(Block, kind) << AT(Block, activation) << AT(Block, norm) << AT(Block, first)
             << AT(Block, second) << AT(Block, query) << AT(Block, query_bias) << AT(Block, out) << AT(Block, out_bias)
-            << AT(Block, mask) << AT(Block, vectors) << AT(Block, offset) << "\n";
+            << AT(Block, mask) << AT(Block, vectors) << AT(Block, offset) << AT(Block, rotation) << AT(Block, modulation)
+            << "\n";
         out << STRUCT(Instruction) << AT(Instruction, operation) << AT(Instruction, first) << AT(Instruction, last)
             << AT(Instruction, count) << AT(Instruction, coefficients) << AT(Instruction, source)
             << AT(Instruction, offset) << "\n";
@@ -207,7 +211,15 @@ inline Vec gelu(Vec x) {
     return x * (x > 0.0f ? 1.0f - tail : tail);
 }
 
-inline Vec activate(Vec x, int32_t activation) { return activation == GELU ? gelu(x) : at_least(0.0f, x); }
+// x Phi(x) by the hyperbolic tangent (Hendrycks and Gimpel, 2016), as x times the logistic function.
+inline Vec gelu_tanh(Vec x) {
+    const Vec power = -1.59576912f * (x + 0.044715f * x * x * x);
+    return x / (1.0f + exponential(power > 88.0f ? splat(88.0f) : power));
+}
+
+inline Vec activate(Vec x, int32_t activation) {
+    return activation == GELU ? gelu(x) : activation == RELU ? at_least(0.0f, x) : gelu_tanh(x);
+}
 
 // Calls f(i) for the vectors of [0, n) and g(i) for the rest.
 template <class F, class G>
@@ -223,6 +235,19 @@ inline void add(float* y, const float* x, int64_t n) {
 
 inline void add_scaled(float* y, const float* x, float scale, int64_t n) {
     each(n, [&](int64_t i) { store(y + i, load(y + i) + scale * load(x + i)); }, [&](int64_t i) { y[i] += scale * x[i]; });
+}
+
+inline void multiply_by(float* y, const float* x, int64_t n) {
+    each(n, [&](int64_t i) { store(y + i, load(y + i) * load(x + i)); }, [&](int64_t i) { y[i] *= x[i]; });
+}
+
+// A query or key [2 half], by the cosines and sines of its position.
+inline void rotate(float* x, const float* cosines, const float* sines, int64_t half) {
+    for (int64_t i = 0; i < half; i++) {
+        const float first = x[i], second = x[half + i];
+        x[i] = first * cosines[i] - second * sines[i];
+        x[half + i] = second * cosines[half + i] + first * sines[half + i];
+    }
 }
 
 inline float dot(const float* x, const float* y, int64_t n) {
@@ -466,6 +491,7 @@ struct Member {
             case FOLD: fold(p.blocks[instruction.first], instruction); break;
             case PREDICT: predict(begin, end); break;
             case STEP: step(instruction, begin, end); break;
+            case MODULATE: modulate(p.blocks[instruction.first], instruction); break;
         }
     }
 
@@ -480,7 +506,7 @@ struct Member {
         const int64_t D = p.width, start = first * p.rows, num_rows = (last - first) * p.rows;
         barrier.wait();
         for (int64_t row = 0; row < num_rows; row++)  // by every member, for itself: cheaper than to wait
-            normalise(&normalised[row * D], p.x + (start + row) * D, block.norm, D);
+            normalise(&normalised[row * D], p.x + (start + row) * D, norm_of(block, start + row), D);
         if (block.kind == FEED_FORWARD) {
             float* hidden = p.hidden + start * p.hidden_width;
             shared_product(hidden, normalised.data(), num_rows, block.first, ACTIVATE, block.activation);
@@ -491,18 +517,50 @@ struct Member {
             barrier.wait();
             const int64_t pairs = (last - first) * p.heads;  // of batch entry and head
             for (int64_t i = share(pairs, index); i < share(pairs, index + 1); i++)
-                attend(first + i / p.heads, i % p.heads, block.mask);
+                attend(first + i / p.heads, i % p.heads, block);
             barrier.wait();
             shared_product(residual + start * D, p.mixed + start * D, num_rows, block.second);
         }
+        if (block.modulation) gate(block, residual);
         barrier.wait();
     }
 
+    // No barrier: the last block that read a modulation ended with one, the next one begins with one.
+    void modulate(const Block& block, const Instruction& instruction) {
+        const int64_t n = 3 * p.width, begin = share(n, index), end = share(n, index + 1);
+        for (int64_t entry = first; entry < last; entry++) {
+            float* modulation = block.modulation + entry * n;
+            std::memcpy(modulation + begin, instruction.source + begin, (end - begin) * sizeof(float));
+            add(modulation + begin, instruction.offset + entry * n + begin, end - begin);
+        }
+    }
+
+    // Of a row before a block: with the scale and the shift of the row's entry, where there are any.
+    Norm norm_of(const Block& block, int64_t row) const {
+        if (!block.modulation) return block.norm;
+        const float* shift = block.modulation + row / p.rows * 3 * p.width;
+        return {shift + p.width, shift, block.norm.epsilon};
+    }
+
+    // Gates the columns of a residual that this member computed.
+    void gate(const Block& block, float* residual) {
+        const int64_t D = p.width, panels = num_panels(D);
+        const int64_t begin = std::min(share(panels, index) * PANEL, D), end = std::min(share(panels, index + 1) * PANEL, D);
+        for (int64_t row = first * p.rows; row < last * p.rows; row++)
+            multiply_by(residual + row * D + begin, block.modulation + (row / p.rows * 3 + 2) * D + begin, end - begin);
+    }
+
     // One head of self-attention, from qkv to mixed.
-    void attend(int64_t entry, int64_t head, const float* mask) {
+    void attend(int64_t entry, int64_t head, const Block& block) {
         const int64_t D = p.width, N = p.rows, head_width = D / p.heads;
         const float scale = 1.0f / std::sqrt((float)head_width);
-        const Rows<const float> query{p.qkv + entry * N * 3 * D + head * head_width, 3 * D};
+        float* const queries = p.qkv + entry * N * 3 * D + head * head_width;
+        for (int64_t row = 0; block.rotation && row < N; row++)
+            for (int side = 0; side < 2; side++)
+                rotate(queries + row * 3 * D + side * D, block.rotation + row * head_width,
+                       block.rotation + (N + row) * head_width, head_width / 2);
+        const float* const mask = block.mask;
+        const Rows<const float> query{queries, 3 * D};
         const Rows<const float> key{query.first + D, 3 * D}, value{query.first + 2 * D, 3 * D};
         for (int64_t j = 0; j < N; j++) keys.set_column(j, key[j]), values.set_row(j, value[j]);
         const Rows<float> probabilities{scores.data(), whole_vectors(N)};
@@ -578,12 +636,12 @@ struct Member {
         const int64_t D = p.width;
         for (int64_t row = begin; row < end; row++) {
             const float* x = p.x + row * D;
-            if (p.stack_norm.weight) {
-                normalise(normalised.data(), x, p.stack_norm, D);
-                x = normalised.data();
-            }
-            normalise(normalised.data(), x, p.final_norm, D);
-            product(p.output + row * p.trajectory_width, normalised.data(), 1, p.head);
+            for (const Norm& norm : {p.stack_norm, p.final_norm})
+                if (norm.weight) {
+                    normalise(normalised.data(), x, norm, D);
+                    x = normalised.data();
+                }
+            product(p.output + row * p.trajectory_width, x, 1, p.head);
         }
     }
 

@@ -9,6 +9,7 @@ import ctypes
 import math
 from collections.abc import Callable
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class _Block(ctypes.Structure):
         ("norm", _Norm),
         *((name, _Affine) for name in ("first", "second")),
         *((name, c_void_p) for name in ("query", "query_bias", "out", "out_bias", "mask", "vectors", "offset")),
+        *((name, c_void_p) for name in ("rotation", "modulation")),
     )
 
 
@@ -68,9 +70,10 @@ _STRUCTS: tuple[type[ctypes.Structure], ...] = (_Norm, _Affine, _Block, _Instruc
 _KINDS = (op.SelfAttention, op.CrossAttention, op.FeedForward)
 _OPERATIONS: tuple[Any, ...] = (
     *(op.Paint, op.SetTimeToken, op.Embed, op.AddResiduals, op.StoreTotal, op.AddTotal),
-    *(_KINDS, op.LoadTime, op.Fold, op.Predict, op.Step),
+    *(_KINDS, op.LoadTime, op.Fold, op.Predict, op.Step, op.Modulate),
 )
-_ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.gelu, F.relu)
+_GELU_TANH = partial(F.gelu, approximate="tanh")
+_ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.gelu, F.relu, _GELU_TANH)
 
 
 class NativeProgram:
@@ -128,7 +131,7 @@ class NativeProgram:
             **{name: self._pointer(own[name] if name in own else getattr(buffers, name)) for name in _BUFFERS},
             input=self._affine(constants.input),
             head=self._affine(constants.head),
-            stack_norm=_Norm() if constants.stack_norm is None else self._norm(constants.stack_norm),
+            stack_norm=self._norm(constants.stack_norm),
             final_norm=self._norm(constants.final_norm),
             blocks=blocks,
             num_blocks=len(blocks),
@@ -142,7 +145,9 @@ class NativeProgram:
         self._kept.append(tensor)
         return tensor.data_ptr()
 
-    def _norm(self, norm: Norm) -> _Norm:
+    def _norm(self, norm: Norm | None) -> _Norm:
+        if norm is None:
+            return _Norm()
         return _Norm(self._pointer(norm.module.weight), self._pointer(norm.module.bias), norm.module.eps)
 
     def _affine(self, affine: Affine) -> _Affine:
@@ -150,16 +155,17 @@ class NativeProgram:
         return _Affine(self._pointer(affine.panels(self._library.panel_width())), inputs, outputs)
 
     def _block(self, block: BlockInstruction) -> _Block:
-        common = {"kind": _KINDS.index(type(block)), "norm": self._norm(block.weights.norm)}
+        norm, modulation = self._norm(block.weights.norm), self._pointer(self.program.buffers.modulation)
+        common = {"kind": _KINDS.index(type(block)), "norm": norm, "modulation": modulation}
         if isinstance(block, op.FeedForward):
             weights = block.weights
             activation = _ACTIVATIONS.index(_activation(weights.activation))
             first, second = self._affine(weights.first), self._affine(weights.second)
             return _Block(activation=activation, first=first, second=second, **common)
         if isinstance(block, op.SelfAttention):
-            mask = self._pointer(self.program.buffers.mask)
+            mask, rotation = self._pointer(self.program.buffers.mask), self._rotation(block.weights.rotation)
             first, second = self._affine(block.weights.qkv), self._affine(block.weights.out)
-            return _Block(first=first, second=second, mask=mask, **common)
+            return _Block(first=first, second=second, mask=mask, rotation=rotation, **common)
         parts: CrossAttentionWeights = block.weights
         return _Block(
             first=self._affine(parts.key_value),
@@ -167,6 +173,9 @@ class NativeProgram:
             **{name: self._pointer(getattr(block.condition, name)) for name in ("mask", "vectors", "offset")},
             **common,
         )
+
+    def _rotation(self, rotation: Tensor | None) -> int | None:
+        return self._pointer(None if rotation is None else rotation[:, : self.program.buffers.rows].contiguous())
 
     def _instruction(self, instruction: op.Instruction) -> _Instruction:
         operation = next(i for i, kinds in enumerate(_OPERATIONS) if isinstance(instruction, kinds))
@@ -188,6 +197,13 @@ class NativeProgram:
             tokens = instruction.tokens(buffers)
             operands = {"first": instruction.block, "last": instruction.first, "count": tokens.shape[1]}
             return {**operands, "source": self._pointer(tokens)}
+        if isinstance(instruction, op.Modulate):
+            source = {"source": self._pointer(instruction.time)}
+            return {
+                "first": instruction.block,
+                **source,
+                "offset": self._pointer(buffers.conditioned[instruction.block]),
+            }
         if isinstance(instruction, op.Step):
             step, draw = instruction.step, instruction.draw
             coefficients = (c_float * 6)(step.a, step.b, 1 / step.s, step.c, step.d, step.e)
@@ -225,9 +241,9 @@ def _check(program: Program) -> None:
     constants = program.constants
     if program.device.type != "cpu" or constants.dtype != torch.float32 or program.buffers.dtype != torch.float32:
         raise NativeUnavailableError("it is for single precision on the CPU")
-    norms = [weights.norm for weights in constants.weights] + [constants.final_norm]
-    norms += [] if constants.stack_norm is None else [constants.stack_norm]
-    if any(norm.module.weight is None or norm.module.bias is None for norm in norms):
+    norms = [constants.stack_norm, constants.final_norm]
+    norms += [] if program.buffers.modulation is not None else [weights.norm for weights in constants.weights]
+    if any(norm is not None and (norm.module.weight is None or norm.module.bias is None) for norm in norms):
         raise NativeUnavailableError("a layer normalisation has no weight or bias")
     for weights in constants.weights:
         if isinstance(weights, FeedForwardWeights) and _activation(weights.activation) not in _ACTIVATIONS:
@@ -236,6 +252,6 @@ def _check(program: Program) -> None:
 
 def _activation(activation: Any) -> Any:
     """The function that an activation module applies, where it is one of those."""
-    if isinstance(activation, nn.GELU) and activation.approximate == "none":
-        return F.gelu
+    if isinstance(activation, nn.GELU):
+        return F.gelu if activation.approximate == "none" else _GELU_TANH
     return F.relu if isinstance(activation, nn.ReLU) else activation

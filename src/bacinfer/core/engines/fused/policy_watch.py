@@ -9,20 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bacinfer.core.engines.planned_scheduler import own_scheduler
+from bacinfer.core.engines.loops import Loop
 
 NUM_PARTS = 64
 """Calls within which any write to a weight is found."""
 
 _NUM_PEEKED_VALUES = 4  # of each matrix, at every call
-_MODULE_METHODS = ("__call__", "_call_impl", "forward", "_sa_block", "_mha_block", "_ff_block")
-_METHODS = ("conditional_sample", "step", "set_timesteps", "_get_variance", "previous_timestep")  # of both
-_SET_WHILE_SAMPLING = ("timesteps", "num_inference_steps", "custom_timesteps")  # by a scheduler's set_timesteps
+_MODULE_METHODS = ("__call__", "_call_impl", "forward", "_sa_block", "_mha_block", "_ff_block", "_rotate_half")
+_METHODS = ("step", "set_timesteps", "_get_variance", "previous_timestep")  # of schedulers
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes to what is compared bit by bit
 
 
 class PolicyWatch:
-    """Remembers a policy's model and noise scheduler as they are.
+    """Remembers the model and the noise scheduler of a denoising loop as they are.
 
     Seen at the next call are: another module, parameter, buffer or scheduler; another class of one; any attribute of a
     module (``norm_first``, ``eps``, a method that was replaced) and its hooks; methods of the classes; writes that
@@ -32,15 +31,16 @@ class PolicyWatch:
     weights with a copy.
     """
 
-    def __init__(self, policy: Any) -> None:
-        self._policy_class, self._model, self._scheduler = type(policy), policy.model, policy.noise_scheduler
-        self._own_scheduler = own_scheduler(policy)
+    def __init__(self, loop: Loop) -> None:
+        self._loop, self._owner_class, self._model = loop, type(loop.owner), loop.model
+        self._scheduler = loop.scheduler
         self._modules = list(self._model.modules())
         self._classes = self._read_classes()
-        self._methods = list(_methods({self._policy_class, *self._classes}))
+        self._methods = list(_methods({self._owner_class, *self._classes}))
+        self._methods += [(self._owner_class, name, getattr(self._owner_class, name)) for name in loop.functions]
         self._dicts = list(_dicts_of(self._modules))
         self._dicts_before = [dict(entries) for entries in self._dicts]
-        self._scheduler_before = self._read_scheduler()
+        self._settings_before = loop.settings()
 
         tensors = [
             tensor
@@ -51,7 +51,7 @@ class PolicyWatch:
         self._counted = [tensor for tensor in tensors if not tensor.is_inference()]
         self._versions, self._tensors, self._addresses = self._read_versions(), tensors, _addresses(tensors)
         matrices = [_middle(_bits(tensor)) for tensor in tensors if tensor.ndim >= 2]
-        peeked = [*matrices, *map(_bits, _coefficients(self._own_scheduler))]
+        peeked = [*matrices, *map(_bits, _coefficients(self._settings_before))]
         self._peeked = [[bits for bits in peeked if bits.dtype == dtype] for dtype in {bits.dtype for bits in peeked}]
         self._peeked_before = self._peek()
         self._parts = _split([_bits(tensor) for tensor in tensors], NUM_PARTS)
@@ -63,17 +63,17 @@ class PolicyWatch:
         """Memory of the copies."""
         return sum(bits.nbytes for part in self._parts_before for bits in part)
 
-    def unchanged(self, policy: Any) -> bool:
-        """Whether `policy` is still the same, as far as this call can tell."""
-        if policy.model is not self._model or policy.noise_scheduler is not self._scheduler:
+    def unchanged(self) -> bool:
+        """Whether all of it is still the same, as far as this call can tell."""
+        if self._loop.model is not self._model or self._loop.scheduler is not self._scheduler:
             return False
         part, self._next_part = self._next_part, (self._next_part + 1) % len(self._parts)
         return (
-            type(policy) is self._policy_class
+            type(self._loop.owner) is self._owner_class
             and self._read_classes() == self._classes
             and all(getattr(owner, name) is method for owner, name, method in self._methods)
             and _all_equal(self._dicts, self._dicts_before)
-            and _all_equal([self._read_scheduler()], [self._scheduler_before])
+            and _all_equal([self._loop.settings()], [self._settings_before])
             and self._read_versions() == self._versions
             and _addresses(self._tensors) == self._addresses
             and all(map(torch.equal, self._peek(), self._peeked_before))
@@ -81,10 +81,7 @@ class PolicyWatch:
         )
 
     def _read_classes(self) -> list[type]:
-        return [*map(type, self._modules), type(self._own_scheduler)]
-
-    def _read_scheduler(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self._own_scheduler).items() if name not in _SET_WHILE_SAMPLING}
+        return [*map(type, self._modules), type(self._scheduler)]
 
     def _read_versions(self) -> list[int]:
         return list(map(attrgetter("_version"), self._counted))
@@ -124,10 +121,9 @@ def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def _coefficients(scheduler: Any) -> list[Tensor]:
+def _coefficients(settings: dict[str, Any]) -> list[Tensor]:
     """A scheduler's own tables, such as `alphas_cumprod`."""
-    values = [value for name, value in vars(scheduler).items() if name not in _SET_WHILE_SAMPLING]
-    return [value for value in values if isinstance(value, Tensor) and value.ndim == 1]
+    return [value for value in settings.values() if isinstance(value, Tensor) and value.ndim == 1]
 
 
 def _middle(bits: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ A schedule is known before the loop starts, so everything about the loop is. Wha
 
 - a condition's token of the timestep is the same in every call of the policy, so it is computed once; those of the
   observations are the same in every step, so they are computed once a call; cross-attention keeps of both only what
-  the trajectory's tokens meet (`FoldedTokens`);
+  the trajectory's tokens meet (`FoldedTokens`); of adaLN's modulation the timestep's part is computed once, that of the
+  observations once a call (`DiT`);
 - the residuals of a run of blocks that are reused are added as one sum, and a step at which no block updates adds one
   stored total;
 - the scheduler's arithmetic has its coefficients as numbers, and all noise is drawn before the loop.
@@ -17,10 +18,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bacinfer.core.engines.base import UnsupportedPolicyError
 from bacinfer.core.engines.fused import instructions as op
 from bacinfer.core.engines.fused.buffers import Buffers
 from bacinfer.core.engines.fused.constants import Constants
 from bacinfer.core.engines.fused.denoiser import FeedForwardWeights, SelfAttentionWeights
+from bacinfer.core.engines.fused.dit import DiT
 from bacinfer.core.engines.sampling_call import SamplingCall
 
 
@@ -72,9 +75,14 @@ class Program:
 
     def encode_condition(self) -> None:
         """The part of the model before its transformer layers, once for all steps."""
-        denoiser, model, buffers = self.constants.denoiser, self.constants.denoiser.model, self.buffers
+        denoiser, buffers = self.constants.denoiser, self.buffers
+        if isinstance(denoiser, DiT):
+            if buffers.condition is not None:
+                denoiser.modulate_by(buffers.condition, out=buffers.conditioned)
+            return
         if denoiser.encoder_only:
             return
+        model = denoiser.model
         observed = None
         if buffers.condition is not None:
             positions = model.cond_pos_emb[:, 1 : buffers.num_condition_tokens]
@@ -99,6 +107,10 @@ def block_instructions(constants: Constants, buffers: Buffers) -> list[BlockInst
     blocks: list[BlockInstruction] = []
     for number, weights in enumerate(constants.weights):
         if isinstance(weights, SelfAttentionWeights):
+            if weights.rotation is not None and weights.rotation.shape[1] < buffers.rows:
+                raise UnsupportedPolicyError(
+                    f"its rotations are of {weights.rotation.shape[1]} positions, the trajectory has {buffers.rows}"
+                )
             blocks.append(op.SelfAttention(number, weights))
         elif isinstance(weights, FeedForwardWeights):
             blocks.append(op.FeedForward(number, weights))
@@ -158,6 +170,8 @@ def _add_residuals(start: int, end: int) -> list[op.Instruction]:
 
 def _condition_of(constants: Constants, block: BlockInstruction, k: int) -> list[op.Instruction]:
     """Brings the condition of a block that updates at step k there, if it is one with a condition."""
+    if constants.modulation is not None:
+        return [op.Modulate(block.block, constants.modulation[k, block.block])]
     if not isinstance(block, op.CrossAttention):
         return []
     if not constants.encoded_steps:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,12 +15,13 @@ from torch import Tensor
 from bacinfer.core.blocks import Block
 from bacinfer.core.engines.base import Phase, UnsupportedPolicyError
 from bacinfer.core.engines.fused.constants import Constants
-from bacinfer.core.engines.fused.denoiser import read_denoiser
+from bacinfer.core.engines.fused.networks import read_network
 from bacinfer.core.engines.fused.policy_watch import PolicyWatch
 from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.fused.recognition import unknown_function
 from bacinfer.core.engines.fused.runners import RUNNERS, Runner
-from bacinfer.core.engines.planned_scheduler import steps_of, warm_steps
+from bacinfer.core.engines.loops import Loop
+from bacinfer.core.engines.planned_scheduler import warm_steps
 from bacinfer.core.engines.sampling_call import SamplingCall
 from bacinfer.core.schedule import CacheSchedule
 
@@ -63,13 +64,13 @@ class ProgramCache:
         watched = 0 if self._watch is None else self._watch.num_bytes
         return watched + sum(constants.num_bytes for constants in self._constants.values())
 
-    def check_functions(self, policy: Any) -> str | None:
-        """The function of a policy that is not known, if programs may stand for such a one.
+    def check_functions(self, loop: Loop) -> str | None:
+        """The function of a loop or its model that is not known, if programs may stand for such a one.
 
         Raises:
             UnsupportedPolicyError: they may not.
         """
-        unknown = unknown_function(policy)
+        unknown = unknown_function(loop)
         if unknown is not None and self.known_functions_only:
             raise UnsupportedPolicyError(
                 f"{unknown} is not a function that programs were written for (engine='fused' compares a whole "
@@ -77,12 +78,12 @@ class ProgramCache:
             )
         return unknown
 
-    def runner(self, policy: Any, plain: Callable[[SamplingCall], Tensor], call: SamplingCall, kind: str) -> Runner:
+    def runner(self, loop: Loop, plain: Callable[[SamplingCall], Tensor], call: SamplingCall, kind: str) -> Runner:
         """The program for a call: compiled if there is none for its shapes and the policy as it is now.
 
         Args:
-            policy: The policy.
-            plain: Its own `conditional_sample`, computing every block.
+            loop: The denoising loop.
+            plain: The loop itself, computing every block.
             call: Its arguments.
             kind: How it runs, a key of `RUNNERS`.
 
@@ -93,14 +94,14 @@ class ProgramCache:
             raise UnsupportedPolicyError("its inputs require gradients")
         if any(call.step_arguments.values()):
             raise UnsupportedPolicyError(f"its scheduler is called with {call.step_arguments}")
-        self._forget_if_changed(policy)
-        dtype = dtype_of_products(policy.model)
+        self._forget_if_changed(loop)
+        dtype = dtype_of_products(next(loop.model.parameters()))
         key = (_signature(call.given), _signature(call.condition), bool(call.is_given.any()), dtype)
         if key in self._obstacles:
             raise UnsupportedPolicyError(self._obstacles[key])
         if key not in self._runners:
             try:
-                self._runners[key] = self._compile(policy, plain, call, dtype, RUNNERS[kind])
+                self._runners[key] = self._compile(loop, plain, call, dtype, RUNNERS[kind])
             except UnsupportedPolicyError as error:
                 self._obstacles[key] = str(error)
                 raise
@@ -116,56 +117,57 @@ class ProgramCache:
         self._runners.clear()
         self._obstacles.clear()
 
-    def _forget_if_changed(self, policy: Any) -> None:
-        if self._watch is None or not self._watch.unchanged(policy):
+    def _forget_if_changed(self, loop: Loop) -> None:
+        if self._watch is None or not self._watch.unchanged():
             self.forget()
-            self._watch = PolicyWatch(policy)
+            self._watch = PolicyWatch(loop)
 
     def _compile(
         self,
-        policy: Any,
+        loop: Loop,
         plain: Callable[[SamplingCall], Tensor],
         call: SamplingCall,
         dtype: torch.dtype,
         make_runner: Callable[[Program], Runner],
     ) -> Runner:
-        if call.given.dtype != policy.model.pos_emb.dtype or call.given.device != policy.model.pos_emb.device:
+        weight = next(loop.model.parameters())
+        if call.given.dtype != weight.dtype or call.given.device != weight.device:
             raise UnsupportedPolicyError(f"its trajectory is {call.given.dtype} on {call.given.device}, its model not")
 
         def runner_of(constants: Constants, call: SamplingCall) -> Runner:
             with _no_autocast(call.given.device):
                 return make_runner(Program(constants, call))
 
-        unknown = self.check_functions(policy)
+        unknown = self.check_functions(loop)
         if unknown is not None or dtype not in self._constants:
-            K = policy.num_inference_steps
+            K = loop.num_inference_steps
             num_steps = min(K, NUM_PROBE_STEPS) if unknown is None else K
             everything = CacheSchedule.every_step([block.key for block in self.blocks], num_steps)
             cold = replace(call, start=None)
             compare(
-                policy,
+                loop,
                 plain,
                 cold,
                 num_steps,
                 dtype,
-                partial(runner_of, self._prepare(policy, Phase(everything), dtype)),
+                partial(runner_of, self._prepare(loop, Phase(everything), dtype)),
             )
         if dtype not in self._constants:
-            self._constants[dtype] = self._prepare(policy, self.phase, dtype)
+            self._constants[dtype] = self._prepare(loop, self.phase, dtype)
         return runner_of(self._constants[dtype], call)
 
-    def _prepare(self, policy: Any, phase: Phase, dtype: torch.dtype) -> Constants:
+    def _prepare(self, loop: Loop, phase: Phase, dtype: torch.dtype) -> Constants:
         if phase.sampler is None:
-            steps = steps_of(policy.noise_scheduler, phase.schedule.num_inference_steps)
+            steps = loop.steps(phase.schedule.num_inference_steps)
         else:
-            steps = warm_steps(policy, phase)
-        denoiser = read_denoiser(policy.model, self.blocks)
-        with _no_autocast(policy.model.pos_emb.device):
+            steps = warm_steps(loop.owner, phase)
+        denoiser = read_network(loop.model, self.blocks)
+        with _no_autocast(denoiser.device):
             return Constants(denoiser, phase.schedule, steps, dtype)
 
 
 def compare(
-    policy: Any,
+    loop: Loop,
     plain: Callable[[SamplingCall], Tensor],
     call: SamplingCall,
     num_steps: int,
@@ -175,7 +177,7 @@ def compare(
     """Raises UnsupportedPolicyError unless a program without caching makes of `call` what the policy makes of it.
 
     Args:
-        policy, plain, call: As `ProgramCache.runner` has them.
+        loop, plain, call: As `ProgramCache.runner` has them.
         num_steps: Denoising steps: a few show that the program was made rightly of functions that are known; of others
             the whole trajectory is compared.
         dtype: Of the program's products.
@@ -183,20 +185,20 @@ def compare(
     """
     given = call.given.nan_to_num().clamp(-_FAR, _FAR)
     condition = None if call.condition is None else call.condition.nan_to_num().clamp(-_FAR, _FAR)
-    generator = torch.Generator(call.given.device)
-    call = replace(call, given=given, condition=condition, generator=generator.manual_seed(0))
-    K = policy.num_inference_steps
+    generator = torch.Generator(given.device) if loop.takes_generator else None
+    call = replace(call, given=given, condition=condition, generator=generator)
+    K = loop.num_inference_steps
     try:
-        policy.num_inference_steps = num_steps
+        loop.num_inference_steps = num_steps
         # where weights are halves, the layers around them take single precision only under autocast
-        autocast = torch.autocast(call.given.device.type, dtype) if dtype.itemsize == 2 else nullcontext()
-        # a loop that is not known might draw from the global generator
-        with autocast, torch.random.fork_rng(_cuda_devices(call.given.device)):
+        autocast = torch.autocast(given.device.type, dtype) if dtype.itemsize == 2 else nullcontext()
+        with autocast, _noise_again(call):
             expected = plain(call)
     finally:
-        policy.num_inference_steps = K
-    generator.manual_seed(0)
-    difference = (run(make_runner(call), call) - expected).abs().max().item()
+        loop.num_inference_steps = K
+    with _noise_again(call):
+        found = run(make_runner(call), call)
+    difference = (found - expected).abs().max().item()
     bound = torch.finfo(dtype).eps ** 0.5 * max(1.0, expected.abs().max().item())
     if not difference <= bound:
         raise UnsupportedPolicyError(
@@ -205,8 +207,14 @@ def compare(
         )
 
 
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
+@contextmanager
+def _noise_again(call: SamplingCall) -> Iterator[None]:
+    """Inside, noise is the same each time, from the call's generator or the global one, which is left alone."""
+    if call.generator is not None:
+        call.generator.manual_seed(0)
+    device = call.given.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def run(runner: Runner, call: SamplingCall) -> Tensor:
@@ -219,9 +227,8 @@ def _no_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def dtype_of_products(model: Any) -> torch.dtype:
+def dtype_of_products(weights: Tensor) -> torch.dtype:
     """What matrix products run in: autocast's dtype where it is on, otherwise that of the weights."""
-    weights: Tensor = model.pos_emb
     device = weights.device.type
     if hasattr(torch, "get_autocast_dtype"):  # PyTorch 2.4
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights.dtype

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
 
-from bacinfer.core.engines.planned_scheduler import own_scheduler
+from bacinfer.core.engines.loops import Loop
 from bacinfer.core.patching import replaced_methods
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -29,7 +29,7 @@ _KNOWN_TEXTS = {  # of the package diffusion_policy, by `text_digest`
     "99ee62b09028b09b3aa197009216b5ee",  # SinusoidalPosEmb.forward
 }
 _CALLS = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattr__")  # what leads from a module to its forward
-_PARTS = ("forward", "_sa_block", "_mha_block", "_ff_block")
+_PARTS = ("forward", "_sa_block", "_mha_block", "_ff_block", "_rotate_half")
 
 
 def program_stands_for(function: _Function) -> _Function:
@@ -38,9 +38,9 @@ def program_stands_for(function: _Function) -> _Function:
     return function
 
 
-def unknown_function(policy: Any) -> str | None:
+def unknown_function(loop: Loop) -> str | None:
     """The first function that a program would replace and was not written for, as ``Class.name``; None: none."""
-    for owner, name in dict.fromkeys(_replaced_functions(policy)):
+    for owner, name in dict.fromkeys(_replaced_functions(loop)):
         function = getattr(owner, name)
         if not (function in _known or _is_librarys_own(owner, name) or text_digest(function) in _KNOWN_TEXTS):
             return f"{owner.__qualname__}.{name}"
@@ -54,14 +54,14 @@ def knows_loop(policy: Any) -> bool:
     return known and "conditional_sample" not in replaced_methods(policy)
 
 
-def _replaced_functions(policy: Any) -> Iterator[tuple[type, str]]:
-    yield type(policy), "conditional_sample"
-    scheduler = type(own_scheduler(policy))
-    for base in scheduler.__mro__:
+def _replaced_functions(loop: Loop) -> Iterator[tuple[type, str]]:
+    yield from ((type(loop.owner), name) for name in loop.functions)
+    scheduler = type(loop.scheduler)
+    for base in scheduler.__mro__ if loop.scheduler is not None else ():
         yield from ((scheduler, name) for name, value in vars(base).items() if isinstance(value, FunctionType))
         if _library(base) is not None:
             break
-    for module in policy.model.modules():
+    for module in loop.model.modules():
         yield from ((type(module), name) for name in (*_CALLS, *_PARTS) if hasattr(type(module), name))
 
 
