@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -20,7 +21,9 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 
 import bacinfer.lerobot
-from bacinfer import CacheSchedule, SamplingPlan
+from bacinfer import CacheSchedule, Sampler, SamplingPlan
+from bacinfer.core.apply import prepared, switch
+from bacinfer.measurement import latency
 
 
 def features(size: int, num_cameras: int) -> dict[str, Any]:
@@ -32,7 +35,7 @@ def features(size: int, num_cameras: int) -> dict[str, Any]:
     }
 
 
-def multi_task_dit(**settings: Any) -> Any:
+def multi_task_dit() -> Any:
     """Its default configuration, with two cameras and CLIP ViT-B/16."""
     from lerobot.policies.multi_task_dit import MultiTaskDiTConfig, MultiTaskDiTPolicy
     from transformers import CLIPConfig, CLIPModel
@@ -40,7 +43,7 @@ def multi_task_dit(**settings: Any) -> Any:
     with tempfile.TemporaryDirectory(prefix="clip") as clip:
         CLIPModel(CLIPConfig(vision_config={"patch_size": 16})).save_pretrained(clip)
         encoders = {"vision_encoder_name": clip, "text_encoder_name": clip}
-        return MultiTaskDiTPolicy(MultiTaskDiTConfig(**features(224, num_cameras=2), **encoders, **settings))
+        return MultiTaskDiTPolicy(MultiTaskDiTConfig(**features(224, num_cameras=2), **encoders))
 
 
 def xvla() -> Any:
@@ -95,8 +98,9 @@ def smolvla() -> Any:
 
 
 POLICIES = {"multi_task_dit": multi_task_dit, "xvla": xvla, "smolvla": smolvla}
-INTERVALS = {"multi_task_dit": (10, 20)}  # between updates; elsewhere K = 10
-DEFAULT_INTERVALS = (2, 5)
+INTERVALS = {"multi_task_dit": 10}  # between updates; elsewhere K = 10
+DEFAULT_INTERVAL = 2
+NUM_WARMUP_CALLS = 1  # of seconds each
 
 
 def observation(policy: Any) -> dict[str, Any]:
@@ -139,17 +143,32 @@ def report(name: str, num_calls: int) -> None:
     seen = observation(policy)
     found = bacinfer.lerobot.summary(policy)
     K = found.num_inference_steps
+    handle = bacinfer.lerobot.handle(policy)
+    interval = INTERVALS.get(name, DEFAULT_INTERVAL)
     plans = {
-        f"every {interval} steps": CacheSchedule.periodic(found.blocks, K, interval)
-        for interval in INTERVALS.get(name, DEFAULT_INTERVALS)
+        "everything": SamplingPlan(),
+        f"every {interval} steps": SamplingPlan(CacheSchedule.periodic(found.blocks, K, interval)),
+        "half the steps": SamplingPlan(sampler=Sampler("own", K // 2)),
     }
+    if handle.scheduler is not None:
+        plans["ddim:10"] = SamplingPlan(sampler=Sampler("ddim", 10))
     share = share_of_the_denoising_model(policy, seen)
-    print(f"\n{name}: K = {K}, {share:.0%} of a call in the denoising model")
-    print(bacinfer.lerobot.measure(policy, plans, [seen], num_calls=num_calls, engine="eager"), flush=True)
-    if name == "multi_task_dit":
-        ddim = multi_task_dit(noise_scheduler_type="DDIM", num_inference_steps=10).eval()
-        print(f"\n{name} with DDIM, 10 steps")
-        print(bacinfer.lerobot.measure(ddim, {}, [seen], num_calls=num_calls), flush=True)
+    print(f"\n{name}: K = {K}, {share:.0%} of a call in the denoising model, {torch.get_num_threads()} threads")
+    variants = {("plain", "-"): None}
+    for engine in ("eager", "auto"):
+        applied = prepared(handle, plans, engine=engine)
+        variants |= {(plan, a.engine.status.name): a for plan, a in applied.items()}
+    become = {name: partial(switch, handle, applied) for name, applied in variants.items()}
+    with mock.patch.object(latency, "NUM_WARMUP_CALLS", NUM_WARMUP_CALLS):
+        latencies = latency.measure_latencies(handle, seen, become, num_calls)
+    switch(handle, None)
+    for (plan, engine), found in latencies.items():
+        speedup = latencies["plain", "-"].p50 / found.p50
+        parts = latency.divided(found.encoder, found.denoising)
+        print(
+            f"{plan:15}  {engine:6}  {1e3 * found.p50:8.1f} ms  {speedup:5.2f}x  encoder + denoising, ms: {parts}",
+            flush=True,
+        )
 
 
 def main() -> None:

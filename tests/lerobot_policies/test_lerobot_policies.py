@@ -94,7 +94,7 @@ def test_every_supported_policy_is_tested() -> None:
 
 def test_updating_everything_changes_nothing(policy: Any) -> None:
     plain = act(policy)
-    bacinfer.lerobot.apply(policy, SamplingPlan())
+    bacinfer.lerobot.apply(policy, SamplingPlan(), engine="eager")
     assert torch.equal(act(policy), plain)
     bacinfer.lerobot.remove(policy)
     seen: list[int] = []
@@ -235,7 +235,7 @@ def with_steps(policy: Any, num_steps: int) -> Any:
 def test_fewer_own_steps_are_those_of_the_configuration(policy: Any) -> None:
     modules, stored = snapshot(policy), copy.deepcopy(policy.config)
     expected = act(with_steps(policy, 2))
-    bacinfer.lerobot.apply(policy, SamplingPlan(sampler=Sampler("own", 2)))
+    bacinfer.lerobot.apply(policy, SamplingPlan(sampler=Sampler("own", 2)), engine="eager")
     assert torch.equal(act(policy), expected)
     assert policy.config == stored  # which save_pretrained writes
     calls_a_step = 4 if getattr(policy.config, "integration_method", "") == "rk4" else 1
@@ -263,7 +263,7 @@ def test_other_samplers_of_a_diffusion_policy(made: Callable[[str], Any], sample
     policy = made("multi_task_dit")
     scheduler = policy.objective.noise_scheduler
     plain = act(policy)
-    bacinfer.lerobot.apply(policy, SamplingPlan(sampler=sampler))
+    bacinfer.lerobot.apply(policy, SamplingPlan(sampler=sampler), engine="eager")
     found = act(policy)
     assert policy.objective.noise_scheduler is scheduler
     handle = bacinfer.lerobot.handle(bacinfer.lerobot.remove(policy))

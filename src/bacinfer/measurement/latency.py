@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from bacinfer.core.calls import owner_of, policy_device, seeded_noise, timed, timed_call
+from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.patching import Patch
 
 NUM_WARMUP_CALLS = 3
@@ -74,17 +75,18 @@ def measure_latencies(
 @contextmanager
 def _denoising_timed(policy: Any) -> Iterator[list[float]]:
     """Inside, the wall time of each denoising loop is added to the list, where the loop is a method of its own."""
-    owner = owner_of(policy)
+    loop = policy.loop if isinstance(policy, PolicyHandle) else None
+    owner = owner_of(policy) if loop is None else loop.owner
     loops: list[float] = []
     if not hasattr(owner, "conditional_sample"):
         yield loops
         return
-    loop = Timed(owner, "conditional_sample", policy_device(policy), loops)
-    loop.install()
+    timed_loop = Timed(owner, "conditional_sample", policy_device(policy), loops)
+    timed_loop.install()
     try:
         yield loops
     finally:
-        loop.remove()
+        timed_loop.remove()
 
 
 class Timed(Patch):

@@ -101,7 +101,8 @@ def test_random_schedules_samplers_and_shapes_equal_the_eager_engine(data: st.Da
     )
     width, heads = data.draw(st.sampled_from([(16, 2), (12, 1), (24, 4), (40, 2)]))
     policy = tiny_dit_policy(
-        make_scheduler(data.draw(st.sampled_from(["ddpm", "ddim"])), 12),
+        # (predicting noise, the first steps of a network that was not trained magnify rounding a thousandfold)
+        make_scheduler(data.draw(st.sampled_from(["ddpm", "ddim"])), 12, prediction_type="sample"),
         num_inference_steps=12,
         width=width,
         num_heads=heads,

@@ -1,0 +1,194 @@
+"""LeRobot's multi-task DiT as a program of the fused engine, as `auto` chooses it. Needs lerobot."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+if importlib.util.find_spec("lerobot") is None:
+    pytest.skip("needs lerobot, in an environment of its own", allow_module_level=True)
+
+from lerobot.policies.multi_task_dit import modeling_multi_task_dit
+
+import bacinfer.lerobot
+import tiny_lerobot as tiny
+from bacinfer import CacheSchedule, Sampler, SamplingPlan
+
+CASES: dict[str, dict[str, Any]] = {
+    "DDPM": {},
+    "DDIM": {"noise_scheduler_type": "DDIM", "use_rope": False, "use_positional_encoding": True},
+    "samples": {"prediction_type": "sample"},
+    "Euler": {"objective": "flow_matching"},
+}
+K = 10
+ROUNDING, VISIBLE = 1e-4, 1e-3  # of actions in [-1, 1] and of those of a flow, which are around 1
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """Makes the policy of a case, or gives it again."""
+    directory, policies = tmp_path_factory.mktemp("policies"), dict[str, Any]()
+
+    def make(case: str) -> Any:
+        if case not in policies:
+            policies[case] = tiny.multi_task_dit(directory, **CASES[case])
+        return bacinfer.lerobot.remove(policies[case])
+
+    return make
+
+
+def act(policy: Any, batch: int = 2) -> Tensor:
+    """The whole trajectory at the first observation of an episode."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        return bacinfer.lerobot.handle(policy)(tiny.observation(policy, batch=batch))
+
+
+def act_with(policy: Any, plan: SamplingPlan | CacheSchedule, engine: str, batch: int = 2) -> Tensor:
+    """What a policy does by a plan, which is removed again."""
+    bacinfer.lerobot.apply(policy, plan, engine=engine)
+    try:
+        found = act(policy, batch)
+        assert bacinfer.lerobot.summary(policy).engine == engine
+        return found
+    finally:
+        bacinfer.lerobot.remove(policy)
+
+
+def periodic(policy: Any, interval: int = 3) -> CacheSchedule:
+    return CacheSchedule.periodic(bacinfer.lerobot.summary(policy).blocks, K, interval)
+
+
+def assert_equal_up_to_rounding(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_auto_runs_it_as_a_program(case: str, made: Callable[[str], Any]) -> None:
+    policy = made(case)
+    plain = act(policy)
+    bacinfer.lerobot.apply(policy, SamplingPlan())
+    assert_equal_up_to_rounding(act(policy), plain)
+    assert bacinfer.lerobot.summary(policy).engine == "fused"
+    cached = act_with(policy, periodic(policy), "eager")
+    assert (cached - plain).abs().max() > VISIBLE
+    assert_equal_up_to_rounding(act_with(policy, periodic(policy), "fused"), cached)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_plans_of_all_kinds_equal_the_eager_engine(made: Callable[[str], Any], data: st.DataObject) -> None:
+    policy = made(data.draw(st.sampled_from(list(CASES))))
+    N = data.draw(st.integers(1, 12))
+    samplers = [Sampler("own", N)]
+    if policy.config.is_diffusion:
+        samplers += [Sampler("ddim", N), Sampler("ddim", N, 0.5), Sampler("own", tuple(range(9 * N - 9, -1, -9)))]
+    updates = st.sets(st.integers(1, max(1, N - 1)))
+    steps = {
+        key: (0, *sorted(step for step in data.draw(updates) if step < N))
+        for key in bacinfer.lerobot.summary(policy).blocks
+    }
+    plan = SamplingPlan(CacheSchedule(N, steps), data.draw(st.sampled_from(samplers)))
+    batch = data.draw(st.integers(1, 3))
+    found, expected = (act_with(policy, plan, engine, batch) for engine in ("fused", "eager"))
+    assert_equal_up_to_rounding(found, expected)
+
+
+def test_the_random_stream_is_that_of_the_plain_policy(made: Callable[[str], Any]) -> None:
+    policy = made("DDPM")
+    act(policy)
+    after = torch.get_rng_state()
+    for _ in range(2):  # the first call compiles
+        act_with(policy, SamplingPlan(), "fused")
+        assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_changes_are_noticed(made: Callable[[str], Any]) -> None:
+    policy = copy.deepcopy(made("DDPM"))
+    plan = periodic(policy)
+    bacinfer.lerobot.apply(policy, plan)
+    before = act(policy)
+    for change in (
+        lambda: policy.noise_predictor.transformer_blocks[0].adaLN_modulation[1].weight.data.mul_(1.5),
+        lambda: setattr(policy.noise_predictor.output_proj, "bias", torch.nn.Parameter(torch.ones(tiny.MOVES))),
+        lambda: policy.objective.noise_scheduler.alphas_cumprod.mul_(0.9),
+    ):
+        change()
+        changed = act(policy)
+        assert (changed - before).abs().max() > VISIBLE
+        before = changed
+        assert_equal_up_to_rounding(changed, act_with(copy.deepcopy(policy), plan, "eager"))
+
+
+def test_another_number_of_steps_is_an_error(made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = {"DDPM": ("objective", "num_inference_steps"), "Euler": ("config", "num_integration_steps")}
+    for case, (owner, name) in counted.items():
+        policy = made(case)
+        bacinfer.lerobot.apply(policy, SamplingPlan())
+        monkeypatch.setattr(getattr(policy, owner), name, 9)
+        with pytest.raises(RuntimeError, match="takes 9 steps, but the plan was applied for K = 10"):
+            act(policy)
+        monkeypatch.undo()
+
+
+def test_the_integrator_may_change(made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = made("Euler")
+    bacinfer.lerobot.apply(policy, SamplingPlan())
+    act(policy)
+    monkeypatch.setattr(policy.config, "integration_method", "rk4")
+    with pytest.raises(RuntimeError, match="takes 40 steps, but the plan was applied for K = 10"):
+        act(policy)
+    bacinfer.lerobot.remove(policy)
+    with pytest.raises(ValueError, match="its integration method is 'rk4', of which programs know 'euler' alone"):
+        bacinfer.lerobot.apply(policy, SamplingPlan(), engine="fused")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        ("DiffusionTransformer", "forward"),
+        ("RoPEAttention", "forward"),
+        ("RotaryPositionalEmbedding", "_rotate_half"),
+        ("SinusoidalPosEmb", "forward"),
+        ("DiffusionObjective", "conditional_sample"),
+    ],
+)
+def test_other_code_is_left_to_the_eager_engine(
+    owner: str, name: str, made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = made("DDPM")
+    known = getattr(modeling_multi_task_dit, owner)
+    original = getattr(known, name)
+    monkeypatch.setattr(known, name, lambda self, *args, **kwargs: original(self, *args, **kwargs) * 0.9)
+    plain = act(policy)
+    with caplog.at_level(logging.WARNING, "bacinfer"):
+        bacinfer.lerobot.apply(policy, SamplingPlan())
+    assert f"{owner}.{name} is not a function that programs were written for" in caplog.text
+    assert torch.equal(act(policy), plain)
+    bacinfer.lerobot.remove(policy)
+
+
+def test_why_there_is_no_program_for_others(caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
+    with caplog.at_level(logging.WARNING, "bacinfer"):
+        bacinfer.lerobot.apply(tiny.xvla(tmp_path), SamplingPlan())
+    assert "as no program was written for the denoising loop of a XVLAPolicy" in caplog.text
+
+
+def test_copies_work_and_share_nothing(made: Callable[[str], Any]) -> None:
+    policy = made("DDPM")
+    bacinfer.lerobot.apply(policy, periodic(policy))
+    cached = act(policy)
+    other = copy.deepcopy(policy)
+    assert torch.equal(act(other), cached)
+    other.noise_predictor.output_proj.weight.data.zero_()
+    act(other)
+    assert torch.equal(act(policy), cached)
