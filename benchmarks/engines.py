@@ -23,10 +23,10 @@ from bacinfer import CacheSchedule, FastDiffusionPolicy
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines.fused.policy_watch import PolicyWatch
 from bacinfer.core.optimal_steps import read_optimal_schedule
+from bacinfer.measurement.tables import format_table
 from bacinfer.policies import Checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.reference import LinearNormalizer
-from bacinfer.report.table import format_table
 from bacinfer.training.configuration import read_config
 
 STEPS_DIR = "assets/pusht/original/optimal_steps/cosine"

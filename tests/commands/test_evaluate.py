@@ -23,7 +23,6 @@ from bacinfer.experiments.method import Method, parse_method
 from bacinfer.experiments.plans import ScheduleSource, make_plan
 from bacinfer.experiments.store import ResultsStore
 from bacinfer.report.page import write_report
-from bacinfer.report.table import format_table
 from bacinfer.report.video import side_by_side
 from bacinfer.tasks import PushTTask
 from bacinfer.tasks.video import frame_rate, open_video, read_video
@@ -322,17 +321,3 @@ def test_side_by_side_of_an_episode_that_was_not_filmed(
     output = capsys.readouterr()
     assert "plain was evaluated without a film" in output.err
     assert "every 5" in output.out
-
-
-def test_table() -> None:
-    assert format_table(["task", "score"], [["pusht", "0.8"], ["a", "-"]]).splitlines() == [
-        "task   score",
-        "-----  -----",
-        "pusht    0.8",
-        "a          -",
-    ]
-    assert format_table(["task", "score"], [["pusht", "0.8"]], markdown=True).splitlines() == [
-        "| task  | score |",
-        "| ----- | ----: |",
-        "| pusht |   0.8 |",
-    ]

@@ -24,7 +24,8 @@ from bacinfer.experiments.experiment import Experiment, run
 from bacinfer.experiments.method import Method, parse_method
 from bacinfer.experiments.store import ResultsStore
 from bacinfer.files import check_path
-from bacinfer.report.table import METHOD_HEADER, format_table, method_cells
+from bacinfer.measurement.tables import format_table
+from bacinfer.report.table import METHOD_HEADER, method_cells
 from bacinfer.tasks.checkpoints import (
     ASSETS_ROOT,
     CHECKPOINT_TYPES,

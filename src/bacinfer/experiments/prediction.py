@@ -24,6 +24,7 @@ from bacinfer.experiments.candidates import default_methods, plans_of
 from bacinfer.files import write_json
 from bacinfer.measurement.distribution import sliced_wasserstein
 from bacinfer.measurement.latency import measure_latencies
+from bacinfer.measurement.tables import format_table
 
 NUM_DRAWS = 16
 """Of the sampling noise, at each observation."""
@@ -55,12 +56,11 @@ class Prediction:
         )
 
     def __str__(self) -> str:
-        width = max(map(len, self.latencies))
-        lines = [f"{'plan':{width}}  ms a call  distance"]
-        for name, seconds in sorted(self.latencies.items(), key=lambda item: item[1]):
-            distance = f"{self.distances[name]:8.4f}" if name in self.distances else "too slow"
-            lines.append(f"{name:{width}}  {1e3 * seconds:9.2f}  {distance}")
-        return "\n".join([*lines, "", self.verdict])
+        rows = [
+            [name, f"{1e3 * seconds:.2f}", f"{self.distances[name]:.4f}" if name in self.distances else "too slow"]
+            for name, seconds in sorted(self.latencies.items(), key=lambda item: item[1])
+        ]
+        return "\n".join([format_table(["plan", "ms a call", "distance"], rows), "", self.verdict])
 
 
 def predict(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bacinfer.experiments.jobs import JobResult
 from bacinfer.files import atomic_write
-from bacinfer.report.table import format_table
+from bacinfer.measurement.tables import format_table
 
 CSV_HEADER = ("Method", "Steps", "Task", "Seed", "CheckpointType", "SuccessRate", "FLOPs", "Speedup")
 
