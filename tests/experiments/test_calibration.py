@@ -14,7 +14,7 @@ from torch import Tensor
 import bacinfer
 from bacinfer import Sampler, SamplingPlan
 from bacinfer.commands.calibrate import main
-from bacinfer.experiments import calibration
+from bacinfer.experiments import calibration, trials
 from bacinfer.experiments.calibration import Candidate, Target, calibrate, survivors
 from bacinfer.experiments.candidates import default_methods, plans_of
 from bacinfer.experiments.method import parse_methods
@@ -66,7 +66,7 @@ def _latency_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
             found[name] = Latency(seconds, seconds, seconds, num_calls)
         return found
 
-    monkeypatch.setattr(calibration, "measure_latencies", measured)
+    monkeypatch.setattr(trials, "measure_latencies", measured)
 
 
 PLANS = {f"own:{n}": SamplingPlan(sampler=Sampler("own", n)) for n in (1, 2, 3, 5)}
@@ -95,6 +95,12 @@ def test_the_fastest_plan_that_loses_nothing(tmp_path: Path) -> None:
     assert (written["chosen"], written["loses_nothing"]) == ("own:3", True)
     assert [row["name"] for row in written["candidates"]] == ["own:1", "own:2", "own:3", "own:5"]
     assert "own:3: 3.00 ms a call, 10 times the plain policy" in str(found)
+    assert (found.plain.num_steps, found.plain.latency) == (K, 0.03)
+    assert found.plain.score is not None
+    assert found.plain.score.mean == pytest.approx(0.8)
+    lines = str(found).splitlines()
+    assert lines[0].split("|")[1:4] == [" plan  ", " steps ", " ms a call "]
+    assert lines[6].split("|")[1:6] == [" plain ", "    10 ", "     30.00 ", "    1.0x ", "       16 "]
     # what is refuted, or slower and no better, runs no second round; the winner is confirmed on seeds of its own
     seeds = {steps: {seed for step, seed in task.episodes if step == steps} for steps in LOSS}
     assert (len(seeds[1]), len(seeds[2])) == (8, 8)
@@ -110,7 +116,7 @@ def test_the_policy_is_left_as_it_was(tmp_path: Path) -> None:
     assert vars(policy)["_bacinfer"] is before
 
 
-def test_what_was_measured_is_kept(tmp_path: Path) -> None:
+def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted, task = LossyTask(), LossyTask()
     interrupted.fails_after = 50
     with pytest.raises(KeyboardInterrupt):
@@ -120,7 +126,9 @@ def test_what_was_measured_is_kept(tmp_path: Path) -> None:
     repeated = set(interrupted.episodes) & set(task.episodes)
     assert len(repeated) < 24, "but for the rollout that broke off"
     again = LossyTask()
-    found_by(again, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "measure_latencies", None)
+        assert found_by(again, tmp_path) == found
     assert not again.episodes
 
 
@@ -147,13 +155,13 @@ def test_who_goes_on() -> None:
     candidates = [
         judged("refuted", 1, -0.3),
         judged("fast", 2, -0.05, spread=0.1),
-        judged("slower and no better", 3, -0.06, spread=0.1),
-        judged("good", 4, 0.0),
-        judged("slow", 5, 0.0),
+        judged("good", 3, 0.0),
+        judged("second", 4, -0.05, spread=0.1),
+        judged("slower and no better", 5, -0.05, spread=0.1),
     ]
-    assert [candidate.name for candidate in survivors(candidates, Target())] == ["fast", "good"]
+    assert [candidate.name for candidate in survivors(candidates, Target())] == ["fast", "good", "second"]
     by_score = survivors(candidates, Target(latency=9))
-    assert {candidate.name for candidate in by_score} == {"good", "slow", "fast"}
+    assert [candidate.name for candidate in by_score] == ["good", "fast", "second"]
     assert [candidate.name for candidate in survivors(candidates[:1], Target())] == ["refuted"]
 
 

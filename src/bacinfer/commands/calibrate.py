@@ -14,7 +14,7 @@ from bacinfer.commands.options import (
     path_argument,
     run_command,
 )
-from bacinfer.experiments.calibration import ROUNDS, Target, calibrate, first_observations
+from bacinfer.experiments.calibration import NUM_FRESH, ROUNDS, Target, calibrate, first_observations
 from bacinfer.experiments.candidates import plans_of
 from bacinfer.experiments.method import GRAMMAR, parse_methods
 from bacinfer.report.frontier import write_frontier
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"episodes of each plan after each round (default: {','.join(map(str, ROUNDS))})",
     )
     parser.add_argument(
-        "--fresh", type=int, default=100, metavar="N", help="episodes to confirm on (default: %(default)s)"
+        "--fresh", type=int, default=NUM_FRESH, metavar="N", help="episodes to confirm on (default: %(default)s)"
     )
     parser.add_argument("--noise_seed", type=int, default=0, metavar="SEED", help="of the sampling noise")
     add_engine_argument(parser)

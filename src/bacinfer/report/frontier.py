@@ -59,7 +59,7 @@ def plot_frontier(calibration: Calibration, *paths: Path) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(f"ms a call, where the plain policy takes {1e3 * calibration.plain_latency:.0f}")
+    axes.set_xlabel(f"ms a call, where the plain policy takes {1e3 * calibration.plain.latency:.0f}")
     axes.set_ylabel("difference to the plain policy's score")
     axes.grid(alpha=0.3)
     save_figure(figure, *paths)
