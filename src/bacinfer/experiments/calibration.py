@@ -1,8 +1,8 @@
 """The fastest way to sample a policy's actions that loses nothing, found by episodes.
 
 Plans of all costs run the same episodes as the plain policy, in rounds: after each one the plans go that are refuted,
-or that three faster ones do at least as well as (successive halving with paired differences). What is left is confirmed on
-episodes that chose nothing.
+and those that three faster ones do at least as well as (successive halving with paired differences). What is left is
+confirmed on episodes that chose nothing.
 """
 
 from __future__ import annotations
@@ -256,7 +256,8 @@ def first_observations(policy: Any, task: Task) -> list[dict[str, torch.Tensor]]
 def survivors(candidates: Sequence[Candidate], target: Target) -> list[Candidate]:
     """Whom the next round is worth: those not refuted, unless three faster ones do at least as well; never none.
 
-    Three, as one may do so by chance and be refuted later. For a latency that is asked for, all are fast enough: then it is the better half by score.
+    Three, as one may do so by chance and be refuted later. For a latency that is asked for, all are fast enough: then
+    it is the better half by score.
     """
     if target.latency is not None:
         by_score = sorted(candidates, key=lambda candidate: _mean(candidate.difference), reverse=True)
