@@ -165,6 +165,18 @@ def test_who_goes_on() -> None:
     assert [candidate.name for candidate in survivors(candidates[:1], Target())] == ["refuted"]
 
 
+def test_caches_are_tried_where_they_have_a_place() -> None:
+    policy = make_policy()
+    policy.num_inference_steps = 20
+    assert caches_tried(policy) == {"bac:10:5", "own:20+bac:7:5", "own:10+uniform:5"}
+    policy.model.decoder.layers = policy.model.decoder.layers[:1]
+    assert caches_tried(policy) == {"own:10+uniform:5"}, "three blocks are too few for BU 5"
+
+
+def caches_tried(policy: Any) -> set[str]:
+    return {method.spec for method in default_methods(policy, stateful=False) if method.cache != "plain"}
+
+
 def test_default_methods_fit_the_policy() -> None:
     policy = make_policy()
     methods = default_methods(policy, stateful=True)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bacinfer.analysis.find_plan import find_plan, find_sensitive_plan
+from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines import sampled_by
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.experiments.method import Method, parse_method
@@ -17,7 +18,7 @@ OWN_STEPS = (50, 25, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2)
 DDIM_STEPS = (16, 10, 8, 6, 5, 4, 3, 2)
 WARM_STARTS = ((0.3, 2), (0.3, 3), (0.4, 2), (0.4, 3), (0.4, 4), (0.5, 3), (0.5, 4), (0.5, 6), (0.6, 5))
 """From which share of the training timesteps, in how many steps."""
-CACHES = ("own:20+bac:7:5", "own:10+uniform:5")
+CACHES = ("bac:10:5", "own:20+bac:7:5", "own:10+uniform:5")
 
 
 def default_methods(policy: Any, *, stateful: bool) -> list[Method]:
@@ -31,8 +32,15 @@ def default_methods(policy: Any, *, stateful: bool) -> list[Method]:
         if stateful:
             starts = [(round(share * num_levels), n) for share, n in WARM_STARTS]
             specs += [f"ddim:{min(10, num_levels)}+warm:{t}:{n}" for t, n in starts if n <= t + 1]
-    specs += [spec for spec in CACHES if int(spec.partition("+")[0].removeprefix("own:")) <= K]
-    return [parse_method(spec) for spec in specs]
+    num_blocks = len(find_blocks(policy.model))
+    caches = [method for method in map(parse_method, CACHES) if _has_place(method, K, num_blocks)]
+    return [*map(parse_method, specs), *caches]
+
+
+def _has_place(method: Method, K: int, num_blocks: int) -> bool:
+    """Whether a policy has the steps and the blocks for a cache."""
+    num_steps = K if method.sampler is None else method.sampler.num_steps
+    return num_steps <= K and (method.num_caches or 0) < num_steps and (method.num_bu_blocks or 0) <= num_blocks
 
 
 def plans_of(
