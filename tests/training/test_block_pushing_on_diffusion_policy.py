@@ -14,10 +14,14 @@ pytest.importorskip("diffusion_policy.env_runner.blockpush_lowdim_runner", reaso
 import diffusion_policy
 
 from bacinfer.commands import eval as evaluate
+from bacinfer.files import read_arrays
 from bacinfer.policies import Checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.reference import LinearNormalizer
+from bacinfer.training.block_pushing_demonstrations import record_block_pushing
+from bacinfer.training.block_pushing_expert import MAX_STEP
 from bacinfer.training.configuration import read_config
+from bacinfer.training.dataset import read_demonstrations
 
 TINY = ["policy.model.n_layer=1", "policy.model.n_head=2", "policy.model.n_emb=8", "policy.num_inference_steps=5"]
 OUR_OWN = {"train_start_seed": 5000}  # of the environment: beyond the demonstrations
@@ -51,3 +55,17 @@ def test_evaluation_in_its_own_environment(tmp_path: Path) -> None:
     assert evaluate.main([*flags, "--cache_mode", "threshold", "--num_caches", "2", "--debug"]) == 0
     assert len(list(output_dir.glob("runs/*/media/100000.mp4"))) == 2
     assert (output_dir / "media" / "side_by_side.mp4").is_file()
+
+
+def test_demonstrations_of_the_expert(tmp_path: Path) -> None:
+    record_block_pushing(tmp_path / "demos.npz", 2)
+    arrays, settings = read_arrays(tmp_path / "demos.npz")
+    assert settings == {"env_name": "block_pushing", "count": 2}
+    assert sorted(set(arrays["seeds"])) == [20_000, 20_001]
+    demonstrations = read_demonstrations(tmp_path / "demos.npz")
+    assert len(demonstrations.episode_ends) == len(arrays["seeds"])
+    assert demonstrations.action.norm(dim=1).max() <= MAX_STEP + 1e-6
+    last = [int(end) for end, seed in zip(arrays["episode_ends"], arrays["seeds"], strict=True) if seed == 20_000][-1]
+    blocks, squares = demonstrations.obs[last - 1, [0, 1, 3, 4]], demonstrations.obs[last - 1, [10, 11, 13, 14]]
+    distances = torch.cdist(blocks.reshape(2, 2), squares.reshape(2, 2))
+    assert distances.min(dim=1).values.max() < 0.1  # solved within 0.05, a few steps later

@@ -31,14 +31,15 @@ def test_equal_arguments_give_equal_demonstrations(disturbed: Path, tmp_path: Pa
 
 
 def test_a_file_knows_how_it_was_recorded(disturbed: Path, tmp_path: Path) -> None:
-    check_recorded(disturbed, "pick-place-v3", 3, disturbed=1.0)
+    asked = {"env_name": "pick-place-v3", "count": 3, "disturbed": 1.0}
+    check_recorded(disturbed, asked)
     with pytest.raises(ValueError, match=rf"{disturbed} was recorded with count 3 instead of 4, disturbed 1.0 instead"):
-        check_recorded(disturbed, "pick-place-v3", 4)
+        check_recorded(disturbed, asked | {"count": 4, "disturbed": 0.0})
     with pytest.raises(ValueError, match="env_name pick-place-v3 instead of drawer-open-v3"):
-        check_recorded(disturbed, "drawer-open-v3", 3, disturbed=1.0)
+        check_recorded(disturbed, asked | {"env_name": "drawer-open-v3"})
     np.savez(tmp_path / "elsewhere.npz", obs=np.zeros(1))
-    check_recorded(tmp_path / "elsewhere.npz", "pick-place-v3", 4)
-    check_recorded(tmp_path, "pick-place-v3", 4)
+    check_recorded(tmp_path / "elsewhere.npz", asked)
+    check_recorded(tmp_path, asked)
 
 
 def test_they_are_clean_actions_that_solve_the_task(disturbed: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from bacinfer import files
 from bacinfer.commands.train import main
 from bacinfer.policies import load_policy, read_checkpoint
 from bacinfer.tasks import MetaWorldTask, make_task, task_name
@@ -381,6 +382,22 @@ def test_block_pushing(tmp_path: Path) -> None:
     assert main([*command, *TINY, "training.num_epochs=1"]) == 0
     policy = load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt")
     assert (policy.obs_dim, policy.action_dim, policy.n_action_steps) == (16, 2, 1)
+
+
+def test_block_pushing_from_demonstrations_of_the_expert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = read_config(["task=block_pushing_expert"])
+    assert task_name(cfg) == "block_pushing"
+    assert (cfg.policy.horizon, cfg.policy.n_obs_steps, cfg.policy.n_action_steps) == (10, 2, 8)
+    assert (cfg.task.env_runner.n_obs_steps, cfg.task.env_runner.n_action_steps) == (2, 8)
+    assert (cfg.task.dataset.pad_before, cfg.task.dataset.pad_after) == (1, 7)
+    rng = np.random.default_rng(0)
+    arrays = {"obs": rng.normal(size=(30, 16)), "action": rng.normal(size=(30, 2)), "episode_ends": np.array([12, 30])}
+    files.write_arrays(tmp_path / "demos.npz", arrays, {"env_name": "block_pushing", "count": 2})
+    command = ["-o", str(tmp_path / "run"), "--data", str(tmp_path / "demos.npz"), "task=block_pushing_expert", *TINY]
+    assert main([*command, "training.num_epochs=1"]) == 2
+    assert "was recorded with count 2 instead of 1200" in capsys.readouterr().err
+    assert main([*command, "training.num_epochs=1", "task.dataset.num_demonstrations=2"]) == 0
+    assert load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt").n_action_steps == 8
 
 
 def test_entries_that_follow_from_others() -> None:

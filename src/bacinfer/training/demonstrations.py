@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from bacinfer.tasks import task_name
-from bacinfer.training.dataset import TrainingData, read_demonstrations, read_pusht_demonstrations
+from bacinfer.training.block_pushing_demonstrations import record_block_pushing
+from bacinfer.training.dataset import Demonstrations, TrainingData, read_demonstrations, read_pusht_demonstrations
 from bacinfer.training.expert_demonstrations import check_recorded, record_demonstrations
 from bacinfer.training.pusht_images import read_pusht_images
 
@@ -26,13 +28,23 @@ def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> TrainingDa
         return read_pusht_images(
             path or dataset.zarr_path, cfg.training.frames_dir, n_obs_steps=seen, noise_draws=cfg.training.noise_draws
         )
-    if "zarr_path" in dataset:
-        read = read_pusht_demonstrations if task_name(cfg) == "pusht" else read_demonstrations
-        return read(path or dataset.zarr_path)
-    path = path or Path(dataset.path)
-    settings = (cfg.task.env_runner.env_name, dataset.num_demonstrations, dataset.disturbed)
-    if path.exists():
-        check_recorded(path, *settings)
+    if "num_demonstrations" in dataset:
+        return _demonstrations_of_an_expert(cfg, path)
+    read = read_pusht_demonstrations if task_name(cfg) == "pusht" else read_demonstrations
+    return read(path or dataset.zarr_path)
+
+
+def _demonstrations_of_an_expert(cfg: DictConfig, path: Path | None) -> Demonstrations:
+    dataset = cfg.task.dataset
+    if "env_name" in cfg.task.env_runner:
+        path = path or Path(dataset.path)
+        settings = {"env_name": cfg.task.env_runner.env_name, "disturbed": dataset.disturbed}
+        record: Callable[..., None] = record_demonstrations
     else:
-        record_demonstrations(path, *settings)
+        path, settings, record = path or Path(dataset.zarr_path), {}, record_block_pushing
+    settings |= {"count": dataset.num_demonstrations}
+    if path.exists():
+        check_recorded(path, settings)
+    else:
+        record(path, **settings)
     return read_demonstrations(path)

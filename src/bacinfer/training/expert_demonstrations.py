@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +57,11 @@ def record_demonstrations(path: str | Path, env_name: str, count: int, disturbed
     files.write_arrays(path, arrays, {"env_name": env_name, "count": count, "disturbed": disturbed})
 
 
-def check_recorded(path: str | Path, env_name: str, count: int, disturbed: float = 0.0) -> None:
-    """Raises ValueError if the file was recorded by `record_demonstrations` with other arguments."""
+def check_recorded(path: str | Path, asked: Mapping[str, Any]) -> None:
+    """Raises ValueError if the file was recorded with other arguments than those `asked` for."""
     if Path(path).is_dir():  # a zarr folder, which is from elsewhere as much as a file without this metadata
         return
     recorded = files.read_arrays(path)[1]
-    asked = {"env_name": env_name, "count": count, "disturbed": disturbed}
     found = [f"{n} {recorded[n]} instead of {asked[n]}" for n in asked if n in recorded and recorded[n] != asked[n]]
     if found:
         raise ValueError(f"{path} was recorded with {', '.join(found)}: give another --data, or delete the file")

@@ -1,0 +1,118 @@
+"""Demonstrations of block pushing by this project's expert, in Diffusion Policy's own environment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from bacinfer import files
+from bacinfer.policies.diffusion_policy import INSTALL_HINT
+from bacinfer.training.block_pushing_expert import BlockPushingExpert, Vector
+
+FIRST_SEED = 20_000
+"""Of the demonstrations' episodes: apart from those of training rollouts and of tests."""
+
+MAX_STEPS = 350
+NOISE = 0.0015
+"""Standard deviation of what is added to every action as it is executed, metres."""
+
+PUSH_RATE = 1 / 45
+"""How often a step is the first of a push away, which is not recorded."""
+
+Segment = tuple[list[Vector], list[Vector]]
+"""Observations and the expert's actions at them, of steps that follow each other."""
+
+
+def record_block_pushing(path: str | Path, count: int) -> None:
+    """Write `count` successful episodes, all four orders of blocks and squares at random, to an ``.npz`` file.
+
+    A little noise is added to what is executed, and now and then the effector is pushed away for some steps; what is
+    recorded are the expert's own actions, so that the demonstrations show how to stay on the way and how to return to
+    it. A push divides an episode into segments, which the file keeps apart like episodes (``episode_ends``; ``seeds``
+    has the episode of each). Equal arguments give equal demonstrations.
+
+    Raises:
+        RuntimeError: the package diffusion_policy or its simulator is not installed; the expert fails too often.
+    """
+    env = _make_env()
+    segments: list[Segment] = []
+    seeds: list[int] = []
+    solved = 0
+    with tqdm(total=count, desc="block pushing demonstrations", unit="episode") as bar:
+        for seed in range(FIRST_SEED, FIRST_SEED + 2 * count):
+            if episode := _episode(env, seed):
+                segments += episode
+                seeds += [seed] * len(episode)
+                solved += 1
+                bar.update()
+            if solved == count:
+                break
+    if solved < count:
+        raise RuntimeError(f"the scripted expert of block pushing solved {solved} of {2 * count} episodes")
+    arrays = {
+        "obs": np.concatenate([obs for obs, _ in segments]).astype(np.float32),
+        "action": np.concatenate([actions for _, actions in segments]).astype(np.float32),
+        "episode_ends": np.cumsum([len(obs) for obs, _ in segments]),
+        "seeds": np.array(seeds),
+    }
+    files.write_arrays(path, arrays, {"env_name": "block_pushing", "count": count})
+
+
+def _make_env() -> Any:
+    try:
+        from diffusion_policy.env.block_pushing.block_pushing_multimodal import BlockPushMultimodal
+    except ImportError as error:
+        raise RuntimeError(
+            f"demonstrations of block pushing need its environment, which cannot be imported ({error}). {INSTALL_HINT}"
+        ) from error
+    logging.getLogger().setLevel(logging.WARNING)  # the environment reports every block that moves
+    return BlockPushMultimodal(control_frequency=10.0, shared_memory=False)
+
+
+def _episode(env: Any, seed: int) -> list[Segment] | None:
+    """The recorded segments of an episode; None if it was not solved."""
+    env.seed(seed)
+    obs = _flat(env.reset())
+    random = np.random.default_rng([seed, 7])
+    expert = BlockPushingExpert(first=int(random.integers(2)), square=int(random.integers(2)))
+    pushes = _pushes(random)
+    segments: list[Segment] = [([], [])]
+    for _ in range(MAX_STEPS):
+        push = next(pushes)
+        if push is None:
+            action = expert.action(obs)
+            segments[-1][0].append(obs)
+            segments[-1][1].append(action)
+            executed = action + NOISE * random.standard_normal(2)
+        else:
+            if segments[-1][0]:
+                segments.append(([], []))
+            executed = push
+        state, _, done, _ = env.step(executed)
+        obs = _flat(state)
+        if done:
+            return [segment for segment in segments if len(segment[0]) >= 3]
+    return None
+
+
+def _pushes(random: np.random.Generator) -> Iterator[Vector | None]:
+    """At every step the displacement that takes the place of the expert's, or None."""
+    while True:
+        if random.random() >= PUSH_RATE:
+            yield None
+            continue
+        steps, angle = int(random.integers(2, 8)), random.uniform(0, 2 * np.pi)
+        push = random.uniform(0.004, 0.025) * np.array([np.cos(angle), np.sin(angle)])
+        for _ in range(steps):
+            yield push
+
+
+def _flat(state: dict[str, NDArray[Any]]) -> Vector:
+    """The environment's observation as its runner gives it to policies, [16]."""
+    return np.concatenate([np.ravel(value) for value in state.values()]).astype(np.float64)
