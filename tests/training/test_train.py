@@ -21,6 +21,7 @@ from bacinfer.tasks.base import Rollout
 from bacinfer.training import trainer as trainer_module
 from bacinfer.training.configuration import read_config
 from bacinfer.training.dataset import Demonstrations, read_pusht_demonstrations
+from bacinfer.training.demonstrations import load_demonstrations
 from bacinfer.training.precision import PRECISIONS
 from bacinfer.training.trainer import Trainer
 from bacinfer.training.weights import export_checkpoint
@@ -387,9 +388,10 @@ def test_block_pushing(tmp_path: Path) -> None:
 def test_block_pushing_from_demonstrations_of_the_expert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = read_config(["task=block_pushing_expert"])
     assert task_name(cfg) == "block_pushing"
-    assert (cfg.policy.horizon, cfg.policy.n_obs_steps, cfg.policy.n_action_steps) == (10, 2, 8)
-    assert (cfg.task.env_runner.n_obs_steps, cfg.task.env_runner.n_action_steps) == (2, 8)
-    assert (cfg.task.dataset.pad_before, cfg.task.dataset.pad_after) == (1, 7)
+    assert (cfg.policy.horizon, cfg.policy.n_obs_steps, cfg.policy.n_action_steps) == (6, 1, 4)
+    runner = cfg.task.env_runner
+    assert (runner.n_obs_steps, runner.n_action_steps, runner.obs_eef_target) == (1, 4, False)
+    assert (cfg.task.dataset.pad_before, cfg.task.dataset.pad_after) == (0, 3)
     rng = np.random.default_rng(0)
     arrays = {"obs": rng.normal(size=(30, 16)), "action": rng.normal(size=(30, 2)), "episode_ends": np.array([12, 30])}
     files.write_arrays(tmp_path / "demos.npz", arrays, {"env_name": "block_pushing", "count": 2})
@@ -397,7 +399,14 @@ def test_block_pushing_from_demonstrations_of_the_expert(tmp_path: Path, capsys:
     assert main([*command, "training.num_epochs=1"]) == 2
     assert "was recorded with count 2 instead of 1200" in capsys.readouterr().err
     assert main([*command, "training.num_epochs=1", "task.dataset.num_demonstrations=2"]) == 0
-    assert load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt").n_action_steps == 8
+    assert load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt").n_action_steps == 4
+    cfg.task.dataset.num_demonstrations = 2
+    shown = load_demonstrations(cfg, tmp_path / "demos.npz")
+    assert shown.fields["obs"][:, 8:10].abs().max() == 0  # as in the runner
+    cfg.task.obs_eef_target = True
+    torch.testing.assert_close(
+        load_demonstrations(cfg, tmp_path / "demos.npz").fields["obs"], torch.from_numpy(arrays["obs"]).float()
+    )
 
 
 def test_entries_that_follow_from_others() -> None:
@@ -417,6 +426,14 @@ def test_what_the_observations_are_mapped_to(demonstrations: Demonstrations, tmp
     torch.testing.assert_close(spread["obs"].std(0), torch.ones(20))
     torch.testing.assert_close(spread["obs"].mean(0), torch.zeros(20), atol=1e-4, rtol=0)
     torch.testing.assert_close(spread["action"], ranges["action"])
+    for kind in ("range", "std"):
+        overrides = (f"training.normalize_obs={kind}", "training.obs_gain=10")
+        gained = trainer(demonstrations, tmp_path / f"{kind}_10", *overrides).policy.normalizer
+        torch.testing.assert_close(gained.normalize(data)["obs"], 10 * {"range": ranges, "std": spread}[kind]["obs"])
+        torch.testing.assert_close(gained.normalize(data)["action"], ranges["action"])
+        torch.testing.assert_close(gained.unnormalize(gained.normalize(data))["obs"], demonstrations.obs)
+    with pytest.raises(ValueError, match=r"obs_gain is 0: expected more than 0"):
+        trainer(demonstrations, tmp_path / "none", "training.obs_gain=0")
     with pytest.raises(ValueError, match=r"normalize_obs is 'max'; known: range, std"):
         trainer(demonstrations, tmp_path / "max", "training.normalize_obs=max")
 

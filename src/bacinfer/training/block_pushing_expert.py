@@ -16,8 +16,9 @@ Vector = NDArray[np.float64]
 
 MAX_STEP = 0.03  # metres that the effector's target moves in a step, at most
 SOLVED = 0.035  # from a block to its square; the environment asks for 0.05
-BEHIND = 0.05  # where the effector starts to push: this far from the block's centre, away from the square
+BEHIND = 0.05  # where the effector comes to push from: this far from the block's centre, away from the square
 PUSH = 0.01  # where it aims while pushing: inside the block, which stays ahead of it
+NEAR = 0.05  # how near it has to be for that
 CLEAR = 0.045  # distance that the effector keeps to blocks that it goes around
 LOOK_AHEAD = 0.06
 
@@ -40,14 +41,13 @@ class BlockPushingExpert:
 
 
 def _push(effector: Vector, blocks: tuple[Vector, Vector], pushed: int, way: Vector) -> Vector:
-    """Push where the effector stands behind the block, else go there; `way` is the direction to the square."""
+    """Push from behind the block, else go there; `way` is the direction to the square."""
     block = blocks[pushed]
     from_block = effector - block
     behind, beside = -from_block @ way, abs(from_block @ np.array([-way[1], way[0]]))
-    # what may be corrected while pushing: more where they touch
-    tolerance = np.interp(behind, [0.02, 0.03, 0.055, 0.07], [0.013, 0.011, 0.007, 0.004])
-    if 0 < behind < 0.075 and beside < tolerance:
-        return _at_most(block - PUSH * way - effector, MAX_STEP)
+    if behind > 0 and np.hypot(max(behind - BEHIND, 0), beside) < NEAR:
+        back = np.interp(beside, [0.004, 0.018], [PUSH, BEHIND])  # the further beside the way, the further back
+        return _at_most(block - back * way - effector, MAX_STEP)
     return _go(effector, block - BEHIND * way, blocks)
 
 

@@ -13,6 +13,9 @@ from bacinfer.training.dataset import Demonstrations, TrainingData, read_demonst
 from bacinfer.training.expert_demonstrations import check_recorded, record_demonstrations
 from bacinfer.training.pusht_images import read_pusht_images
 
+EEF_TARGET = slice(8, 10)
+"""Where an observation of block pushing has the effector's target, which also tells what it did last."""
+
 
 def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> TrainingData:
     """The demonstrations of a configuration's task, at its own place or at ``path``.
@@ -29,9 +32,13 @@ def load_demonstrations(cfg: DictConfig, path: Path | None = None) -> TrainingDa
             path or dataset.zarr_path, cfg.training.frames_dir, n_obs_steps=seen, noise_draws=cfg.training.noise_draws
         )
     if "num_demonstrations" in dataset:
-        return _demonstrations_of_an_expert(cfg, path)
-    read = read_pusht_demonstrations if task_name(cfg) == "pusht" else read_demonstrations
-    return read(path or dataset.zarr_path)
+        demonstrations = _demonstrations_of_an_expert(cfg, path)
+    else:
+        read = read_pusht_demonstrations if task_name(cfg) == "pusht" else read_demonstrations
+        demonstrations = read(path or dataset.zarr_path)
+    if not cfg.task.get("obs_eef_target", True):
+        demonstrations.obs[:, EEF_TARGET] = 0  # as the runner of block pushing shows it then
+    return demonstrations
 
 
 def _demonstrations_of_an_expert(cfg: DictConfig, path: Path | None) -> Demonstrations:

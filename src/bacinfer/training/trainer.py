@@ -70,7 +70,9 @@ class Trainer:
         elif init_from is not None:
             self.policy.load_state_dict(read_initial_weights(init_from))
         else:
-            self.policy.set_normalizer(fit_normalizer(demonstrations, cfg.training.normalize_obs))
+            self.policy.set_normalizer(
+                fit_normalizer(demonstrations, cfg.training.normalize_obs, cfg.training.obs_gain)
+            )
         self.policy.to(self.device).train()
         self._ema_policy = copy.deepcopy(self.policy).eval().requires_grad_(False)
         if latest is not None:
