@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ MAX_STEPS = 350
 NOISE = 0.0015
 """Standard deviation of what is added to every action as it is executed, metres."""
 
-PUSH_RATE = 1 / 45
+PUSH_RATE = 1 / 18
 """How often a step is the first of a push away, which is not recorded."""
 
 Segment = tuple[list[Vector], list[Vector]]
@@ -81,19 +80,19 @@ def _episode(env: Any, seed: int) -> list[Segment] | None:
     obs = _flat(env.reset())
     random = np.random.default_rng([seed, 7])
     expert = BlockPushingExpert(first=int(random.integers(2)), square=int(random.integers(2)))
-    pushes = _pushes(random)
     segments: list[Segment] = [([], [])]
+    executed, pushes = np.array([0.0, 1.0]), list[Vector]()
     for _ in range(MAX_STEPS):
-        push = next(pushes)
-        if push is None:
+        if not pushes and random.random() < PUSH_RATE:
+            pushes = _push(random, executed)
+            segments.append(([], []))
+        if pushes:
+            executed = pushes.pop()
+        else:
             action = expert.action(obs)
             segments[-1][0].append(obs)
             segments[-1][1].append(action)
             executed = action + NOISE * random.standard_normal(2)
-        else:
-            if segments[-1][0]:
-                segments.append(([], []))
-            executed = push
         state, _, done, _ = env.step(executed)
         obs = _flat(state)
         if done:
@@ -101,16 +100,13 @@ def _episode(env: Any, seed: int) -> list[Segment] | None:
     return None
 
 
-def _pushes(random: np.random.Generator) -> Iterator[Vector | None]:
-    """At every step the displacement that takes the place of the expert's, or None."""
-    while True:
-        if random.random() >= PUSH_RATE:
-            yield None
-            continue
-        steps, angle = int(random.integers(2, 8)), random.uniform(0, 2 * np.pi)
-        push = random.uniform(0.004, 0.025) * np.array([np.cos(angle), np.sin(angle)])
-        for _ in range(steps):
-            yield push
+def _push(random: np.random.Generator, before: Vector) -> list[Vector]:
+    """Displacements of some steps, anywhere or roughly on in the direction of the step `before`."""
+    steps = int(random.integers(2, 11))
+    angle = random.uniform(0, 2 * np.pi)
+    if random.random() < 0.5:  # an imitator's commonest mistake is to go on
+        angle = np.arctan2(before[1], before[0]) + 0.4 * random.standard_normal()
+    return [random.uniform(0.005, 0.03) * np.array([np.cos(angle), np.sin(angle)])] * steps
 
 
 def _flat(state: dict[str, NDArray[Any]]) -> Vector:
