@@ -44,7 +44,7 @@ def _push(effector: Vector, blocks: tuple[Vector, Vector], pushed: int, way: Vec
     """Push from behind the block, else go there; `way` is the direction to the square."""
     block = blocks[pushed]
     from_block = effector - block
-    behind, beside = -from_block @ way, abs(from_block @ np.array([-way[1], way[0]]))
+    behind, beside = float(-from_block @ way), abs(float(from_block @ np.array([-way[1], way[0]])))
     if behind > 0 and np.hypot(max(behind - BEHIND, 0), beside) < NEAR:
         back = np.interp(beside, [0.004, 0.018], [PUSH, BEHIND])  # the further beside the way, the further back
         return _at_most(block - back * way - effector, MAX_STEP)
@@ -58,7 +58,7 @@ def _go(effector: Vector, goal: Vector, blocks: tuple[Vector, Vector]) -> Vector
     for block in sorted(blocks, key=lambda block: float(np.linalg.norm(block - effector))):
         from_block = effector - block
         distance = float(np.linalg.norm(from_block))
-        until_nearest = np.clip(-from_block @ ahead, 0, np.linalg.norm(goal - effector))
+        until_nearest = float(np.clip(-from_block @ ahead, 0, np.linalg.norm(goal - effector)))
         passes_at = np.linalg.norm(from_block + min(until_nearest, LOOK_AHEAD) * ahead)
         if until_nearest > 0 and passes_at < CLEAR - 0.002 and distance < 0.10:
             return _around(from_block, distance, ahead, float(np.linalg.norm(step)))
