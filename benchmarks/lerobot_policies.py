@@ -146,7 +146,6 @@ def report(name: str, num_calls: int) -> None:
     handle = bacinfer.lerobot.handle(policy)
     interval = INTERVALS.get(name, DEFAULT_INTERVAL)
     plans = {
-        "everything": SamplingPlan(),
         f"every {interval} steps": SamplingPlan(CacheSchedule.periodic(found.blocks, K, interval)),
         "half the steps": SamplingPlan(sampler=Sampler("own", K // 2)),
     }
@@ -155,9 +154,10 @@ def report(name: str, num_calls: int) -> None:
     share = share_of_the_denoising_model(policy, seen)
     print(f"\n{name}: K = {K}, {share:.0%} of a call in the denoising model, {torch.get_num_threads()} threads")
     variants = {("plain", "-"): None}
-    for engine in ("eager", "auto"):
-        applied = prepared(handle, plans, engine=engine)
-        variants |= {(plan, a.engine.status.name): a for plan, a in applied.items()}
+    variants |= {(plan, "eager"): applied for plan, applied in prepared(handle, plans, engine="eager").items()}
+    if handle.loop is not None:  # programs know it
+        programs = prepared(handle, {"everything": SamplingPlan(), **plans}, engine="fused")
+        variants |= {(plan, "fused"): applied for plan, applied in programs.items()}
     become = {name: partial(switch, handle, applied) for name, applied in variants.items()}
     with mock.patch.object(latency, "NUM_WARMUP_CALLS", NUM_WARMUP_CALLS):
         latencies = latency.measure_latencies(handle, seen, become, num_calls)

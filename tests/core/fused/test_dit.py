@@ -49,7 +49,8 @@ def act_on(policy: Any, observation: dict[str, Tensor]) -> Tensor:
         return policy.predict_action(observation)["action_pred"]
 
 
-assert_agree = partial(fused_helpers.assert_agree, call=act)
+# modulation magnifies rounding: over 120 random networks and schedules programs needed 4.7 times, and half of them 1
+assert_agree = partial(fused_helpers.assert_agree, call=act, error_factor=10.0)
 
 
 def with_plan(policy: Any, plan: SamplingPlan | CacheSchedule, engine: str) -> Any:
