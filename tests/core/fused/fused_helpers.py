@@ -75,9 +75,7 @@ def act_with(policy: Any, engine: str, batch: int = 3, **cache: Any) -> Tensor:
     return act(with_cache(policy, engine, **cache), batch)
 
 
-def assert_agree(
-    found: Tensor, reference: Any, call: Callable[[Any], Tensor] = act, error_factor: float = ERROR_FACTOR
-) -> None:
+def assert_agree(found: Tensor, reference: Any, call: Callable[[Any], Tensor] = act) -> None:
     """Asserts that `found` is what `reference` puts out, up to what single precision makes of it.
 
     What rounding does depends on the machine, and samplers magnify it. So both are measured against the reference in
@@ -87,12 +85,11 @@ def assert_agree(
         found: What an engine put out.
         reference: A policy, plain or in the eager engine.
         call: What it was called with.
-        error_factor: How many times as far.
     """
     exact = in_double_precision(reference, call)
     assert exact.dtype == torch.float64
     error, own = ((output - exact).abs().max().item() for output in (found, call(reference)))
-    bound = error_factor * own + ERROR_FLOOR * max(1.0, exact.abs().max().item())
+    bound = ERROR_FACTOR * own + ERROR_FLOOR * max(1.0, exact.abs().max().item())
     assert error <= bound, f"{error:.2g} from double precision, at most {bound:.2g} was expected"
 
 

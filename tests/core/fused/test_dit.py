@@ -31,7 +31,8 @@ VISIBLE = 1e-3  # a difference of normalised actions that rounding does not make
 
 
 def make_policy(**sizes: Any) -> TinyDiTPolicy:
-    return tiny_dit_policy(make_scheduler(), **sizes)
+    # of a network that was not trained, samples are far from chaotic where it predicts them themselves, not their noise
+    return tiny_dit_policy(make_scheduler(prediction_type="sample"), **sizes)
 
 
 def observe(policy: Any, batch: int = 3) -> dict[str, Tensor]:
@@ -49,8 +50,7 @@ def act_on(policy: Any, observation: dict[str, Tensor]) -> Tensor:
         return policy.predict_action(observation)["action_pred"]
 
 
-# modulation magnifies rounding: over 120 random networks and schedules programs needed 4.7 times, and half of them 1
-assert_agree = partial(fused_helpers.assert_agree, call=act, error_factor=10.0)
+assert_agree = partial(fused_helpers.assert_agree, call=act)
 
 
 def with_plan(policy: Any, plan: SamplingPlan | CacheSchedule, engine: str) -> Any:
@@ -102,7 +102,6 @@ def test_random_schedules_samplers_and_shapes_equal_the_eager_engine(data: st.Da
     )
     width, heads = data.draw(st.sampled_from([(16, 2), (12, 1), (24, 4), (40, 2)]))
     policy = tiny_dit_policy(
-        # (predicting noise, the first steps of a network that was not trained magnify rounding a thousandfold)
         make_scheduler(data.draw(st.sampled_from(["ddpm", "ddim"])), 12, prediction_type="sample"),
         num_inference_steps=12,
         width=width,
@@ -170,12 +169,14 @@ def test_no_action_is_finite_where_the_policys_is_not() -> None:
 
 @pytest.mark.usefixtures("executor")
 def test_autocast_is_followed() -> None:
-    policy = tiny_dit_policy(make_scheduler(prediction_type="sample"))
+    # without noise, of which halves draw another
+    policy = tiny_dit_policy(make_scheduler("ddim", prediction_type="sample"))
     fused = with_plan(policy, periodic(policy, 2), "fused")
     exact = act(fused)
     with torch.autocast("cpu", torch.bfloat16):
         halved = act(fused)
-    assert 1e-5 < (halved - exact).abs().max() < 0.2
+    # (the eager engine's are 0.004 from it)
+    assert 1e-5 < (halved - exact).abs().max() < 0.03
     assert torch.equal(act(fused), exact)
 
 
