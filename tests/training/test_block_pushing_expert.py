@@ -66,7 +66,7 @@ def test_it_goes_around_a_block_in_its_way() -> None:
 
 
 def test_recording_needs_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diffusion_policy.env.block_pushing", None)
+    monkeypatch.setitem(sys.modules, "diffusion_policy.env.block_pushing.block_pushing_multimodal", None)
     with pytest.raises(RuntimeError, match="demonstrations of block pushing need its environment"):
         record_block_pushing(tmp_path / "demonstrations.npz", 1)
     assert list(tmp_path.iterdir()) == []
