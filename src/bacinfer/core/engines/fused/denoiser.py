@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from bacinfer.core.blocks import Block
 from bacinfer.core.engines.base import UnsupportedPolicyError
 from bacinfer.core.engines.fused import huge_pages
-from bacinfer.core.patching import replaced_methods
 
 _ATTRIBUTES = (
     *("input_emb", "pos_emb", "time_emb", "cond_obs_emb", "cond_pos_emb"),
@@ -133,18 +132,6 @@ def read_denoiser(model: Any, blocks: Sequence[Block]) -> Denoiser:
     if model.input_emb.in_features != model.head.out_features:
         raise UnsupportedPolicyError("its model predicts something of another width than the trajectory")
     return denoiser
-
-
-def check_untouched(model: nn.Module) -> None:
-    """Raises UnsupportedPolicyError if something hooks into a model."""
-    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-        raise UnsupportedPolicyError("there are forward hooks on all modules, which a fused program would skip")
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise UnsupportedPolicyError(f"its {name or 'model'} has forward hooks, which a fused program would skip")
-        replaced = replaced_methods(module)
-        if replaced:
-            raise UnsupportedPolicyError(f"somebody replaced {', '.join(replaced)} of its {name or 'model'}")
 
 
 def _check_stack(denoiser: Denoiser) -> None:
