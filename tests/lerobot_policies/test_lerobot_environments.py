@@ -91,8 +91,10 @@ def test_a_comparison(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
         "own:5+lossless": 5,
         "bac:4:1": 10,
     }
-    assert rows["own:5"].score == rows["own:5+lossless"].score
-    assert rows["own:5"].action_error == rows["own:5+lossless"].action_error > 0
+    # lossless is a program, whose actions are equal up to rounding
+    assert rows["own:5+lossless"].score == pytest.approx(rows["own:5"].score, abs=1e-3)
+    assert rows["own:5+lossless"].action_error == pytest.approx(rows["own:5"].action_error, rel=1e-4)
+    assert rows["own:5"].action_error > 0
     assert rows["plain"].flops / 2 < rows["own:5"].flops < rows["plain"].flops  # the encoders' are the same
     assert rows["bac:4:1"].mean_updates < 10
     assert rows["bac:4:1"].task == "pusht"
