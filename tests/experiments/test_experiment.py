@@ -53,6 +53,7 @@ def test_a_key_is_stable(asked: Experiment, tmp_path: Path) -> None:
         {"disturb": True},
         {"latency_calls": 3},
         {"engine": "fused"},
+        {"precision": "bf16"},
         {"training_seed": 0},
         {"checkpoint_type": "max"},
     ],

@@ -35,6 +35,9 @@ SUBCOMMANDS = {
     "compare": Subcommand(
         "bacinfer.commands.compare", "evaluate a set of methods, caches and DDIM, and draw the Pareto picture"
     ),
+    "bench": Subcommand(
+        "bacinfer.commands.bench", "how fast a checkpoint's policy is on this machine, and the machine"
+    ),
     "report": Subcommand("bacinfer.commands.report", "write a results directory as one HTML page, with its pictures"),
     "batch": Subcommand("bacinfer.commands.batch", "evaluate many tasks, seeds and checkpoints, into one CSV"),
     "sweep": Subcommand("bacinfer.commands.sweep", "evaluate all combinations of settings, also on a cluster"),

@@ -10,10 +10,17 @@ from bacinfer.commands.episode_options import (
     add_environment_argument,
     add_episode_arguments,
     add_seed_arguments,
+    check_precision,
     episode_settings,
     report_failures,
 )
-from bacinfer.commands.options import add_engine_argument, add_policy_arguments, path_argument, run_command
+from bacinfer.commands.options import (
+    add_engine_argument,
+    add_policy_arguments,
+    add_precision_argument,
+    path_argument,
+    run_command,
+)
 from bacinfer.experiments.experiment import Experiment, check, run_all
 from bacinfer.experiments.method import GRAMMAR, PLAIN, parse_methods
 from bacinfer.files import write_text
@@ -55,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--film", action="store_true", help="film the first episode of what is evaluated")
     add_engine_argument(parser)
+    add_precision_argument(parser)
     add_episode_arguments(parser)
     add_seed_arguments(parser)
     return parser
@@ -68,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             "--assets_dir has no effect with these methods, none of which has schedules in it: leave it out"
         )
+    check_precision(args.precision, methods)
     settings = episode_settings(args)
     assets_dir = None if args.assets_dir is None else str(args.assets_dir)
     experiments = [Experiment(method=method, assets_dir=assets_dir, **settings) for method in methods]

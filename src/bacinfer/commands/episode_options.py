@@ -72,7 +72,8 @@ def add_seed_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def episode_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `Experiment` from the flags of those above, `add_policy_arguments` and `add_engine_argument`.
+    """Arguments of `Experiment` from the flags of those above, `add_policy_arguments`, `add_engine_argument` and
+    `add_precision_argument`.
 
     Raises:
         ValueError: --env without --lerobot, or the other way round.
@@ -80,8 +81,19 @@ def episode_settings(args: argparse.Namespace) -> dict[str, Any]:
     if (args.lerobot is None) != (args.env is None):
         raise ValueError("--lerobot and --env go together: a checkpoint of LeRobot's, and the environment to run it in")
     episodes = ("n_test", "n_envs", "disturb", "first_episode_seed", "noise_seed", "latency_calls", "env")
-    names = (*episodes, "device", "engine", "trust_checkpoint")
+    names = (*episodes, "device", "engine", "precision", "trust_checkpoint")
     return {"checkpoint": str(args.checkpoint or args.lerobot), **{name: getattr(args, name) for name in names}}
+
+
+def check_precision(precision: str | None, methods: Iterable[Method]) -> None:
+    """Raises ValueError if a precision is given that none of the methods can have."""
+    methods = list(methods)
+    if precision is not None and all(method.as_it_is for method in methods):
+        names = ", ".join(method.spec for method in methods)
+        raise ValueError(
+            f"--precision {precision} has no effect with {names}, which the policy's own code runs: leave it out, or "
+            f"choose a method that an engine runs, such as own:10+lossless"
+        )
 
 
 def cache_method(request: CacheRequest, engine: str) -> Method:
@@ -108,6 +120,6 @@ def report_failures(outcomes: Iterable[Outcome]) -> int:
     """Names what failed, at the end where it is seen; the exit status of a command."""
     failures = [outcome for outcome in outcomes if outcome.row is None]
     for outcome in failures:
-        what = f"{outcome.experiment.method.label} on {outcome.experiment.checkpoint}"
+        what = f"{outcome.experiment.label} on {outcome.experiment.checkpoint}"
         print(f"error: {what} {outcome.status}: {outcome.detail}", file=sys.stderr)
     return 1 if failures else 0

@@ -15,12 +15,14 @@ from bacinfer.commands.episode_options import (
     add_episode_arguments,
     add_seed_arguments,
     cache_method,
+    check_precision,
     episode_settings,
     report_failures,
 )
 from bacinfer.commands.options import (
     add_cache_arguments,
     add_policy_arguments,
+    add_precision_argument,
     cache_request,
     path_argument,
     run_command,
@@ -51,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="A,B",
         help="other methods for the same table, such as ddim:10,uniform:10 (see bacinfer compare --help)",
     )
-    add_cache_arguments(parser)
+    add_precision_argument(add_cache_arguments(parser))
     return parser
 
 
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     baselines = parse_methods(args.baselines) if args.baselines else []
     steps_dir = request.arguments.get("optimal_steps_dir")
     assets_dir = str(RunAssets.of_steps_dir(steps_dir).directory) if steps_dir else None
+    check_precision(args.precision, [method, *baselines])
     settings = episode_settings(args)
     experiments = {
         each: Experiment(method=each, assets_dir=assets_dir, **settings) for each in (PLAIN, method, *baselines)

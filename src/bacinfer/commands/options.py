@@ -20,7 +20,7 @@ from bacinfer.core.cache_request import (
     resolve_request,
 )
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
-from bacinfer.core.engines import AUTO, ENGINES
+from bacinfer.core.engines import AUTO, ENGINES, PRECISIONS
 from bacinfer.files import check_path
 from bacinfer.policies import Checkpoint, build_policy, read_checkpoint
 from bacinfer.policies.device import check_device
@@ -108,8 +108,8 @@ def load_policy_and_config(args: argparse.Namespace) -> tuple[Any, Checkpoint]:
     return build_policy(checkpoint, device), checkpoint
 
 
-def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
-    """The cache mode and its arguments, in a group of their own; see `cache_request`."""
+def add_cache_arguments(parser: argparse.ArgumentParser) -> argparse._ActionsContainer:
+    """The cache mode and its arguments, in a group of their own, which it returns; see `cache_request`."""
     group = parser.add_argument_group("caching", "A flag that has no effect in the mode is refused.")
     group.add_argument(
         "--cache_mode",
@@ -153,6 +153,7 @@ def add_cache_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--edit_steps", type=integers, metavar="0,20,40", help="edit: update steps of all blocks")
     add_engine_argument(group)
+    return group
 
 
 def add_engine_argument(parser: argparse._ActionsContainer) -> None:
@@ -164,6 +165,16 @@ def add_engine_argument(parser: argparse._ActionsContainer) -> None:
         help="what runs the schedule: auto, the fastest that can; eager, layer by layer; fused, the whole denoising "
         "loop as one program; cuda_graph, as one CUDA graph. With --cache_mode original the last two are lossless "
         "(default: %(default)s)",
+    )
+
+
+def add_precision_argument(parser: argparse._ActionsContainer) -> None:
+    """--precision"""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the products with the weights of self-attention and feed-forward blocks, where an engine runs them in "
+        "compiled code on the CPU (default: the policy's own)",
     )
 
 

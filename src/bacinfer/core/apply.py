@@ -65,6 +65,7 @@ def apply(
     plan: SamplingPlan | CacheSchedule | str | Path,
     *,
     engine: str = AUTO,
+    precision: str | None = None,
     for_this_policy: bool = True,
     stateful: bool = False,
 ) -> _Policy:
@@ -79,6 +80,8 @@ def apply(
         engine: What runs it: ``eager`` replaces the forwards of the layers of any policy; ``fused`` runs the whole
             denoising loop of Diffusion Policy's transformer policies as one program, ``cuda_graph`` as one CUDA graph;
             ``auto`` is the fastest of them that can.
+        precision: ``bf16`` rounds the weights of self-attention and feed-forward blocks, and what they are multiplied
+            with, to bfloat16, and adds in single precision; in compiled code on the CPU alone. None: the policy's own.
         for_this_policy: Whether a plan that was made for another policy, other weights included, is refused.
         stateful: Whether the plan may start a call from the last one's trajectory (`SamplingPlan.warm_start`). Then
             this policy must serve one stream of calls, one robot or one batch of environments in a fixed order, and
@@ -86,8 +89,8 @@ def apply(
 
     Raises:
         TypeError: the policy lacks a part, or `plan` is something else.
-        ValueError: the plan is for another policy, K or blocks, or keeps state that was not asked for; the engine is
-            unknown or cannot run the policy; or the file holds no plan.
+        ValueError: the plan is for another policy, K or blocks, or keeps state that was not asked for; the engine or
+            the precision is unknown or cannot run the policy; or the file holds no plan.
         FileNotFoundError: there is no such file.
     """
     plan = _read(plan)
@@ -101,11 +104,19 @@ def apply(
             "the plan starts a call from the last one's actions, which is right only where this policy object serves "
             "one stream of calls and policy.reset() is called at the start of every episode; if so, pass stateful=True"
         )
-    apply_plan(policy, plan, mode="plan", engine=engine, for_this_policy=for_this_policy)
+    apply_plan(policy, plan, mode="plan", engine=engine, precision=precision, for_this_policy=for_this_policy)
     return policy
 
 
-def apply_plan(policy: Any, plan: SamplingPlan, *, mode: str, engine: str, for_this_policy: bool = True) -> None:
+def apply_plan(
+    policy: Any,
+    plan: SamplingPlan,
+    *,
+    mode: str,
+    engine: str,
+    precision: str | None = None,
+    for_this_policy: bool = True,
+) -> None:
     """Runs a plan; `mode` is what a summary calls it. Where it does not fit, the policy keeps what it had.
 
     Raises as `apply`.
@@ -115,7 +126,7 @@ def apply_plan(policy: Any, plan: SamplingPlan, *, mode: str, engine: str, for_t
     try:
         if for_this_policy and plan.made_for is not None:
             _check_made_for(plan.made_for, policy)
-        applied = _make(policy, plan, mode, engine)
+        applied = _make(policy, plan, mode, engine, precision)
     except BaseException:
         switch(policy, before)
         raise
@@ -133,7 +144,7 @@ def _check_made_for(made_for: Fingerprint, policy: Any) -> None:
         )
 
 
-def _make(policy: Any, plan: SamplingPlan, mode: str, engine: str) -> Applied:
+def _make(policy: Any, plan: SamplingPlan, mode: str, engine: str, precision: str | None) -> Applied:
     """What runs a plan on a plain policy."""
     plain_num_steps = PolicyHandle.of(policy).num_inference_steps
     sampler = None if plan.sampler is None else SwitchedSampler(policy, plan.sampler)
@@ -149,7 +160,7 @@ def _make(policy: Any, plan: SamplingPlan, mode: str, engine: str) -> Applied:
             warm = Phase(warm_start.cache or CacheSchedule.every_step(keys, num_steps), warm_start.sampler)
             messages += [f"warm start: {text}" for text in _check_fit(warm.schedule, keys, num_steps)]
             phases = (cold, warm)
-        chosen = choose_engine(engine, policy, blocks, phases)
+        chosen = choose_engine(engine, policy, blocks, phases, precision)
         warm_loop = None if warm_start is None else WarmLoop(policy, warm_start, chosen)
     return Applied(mode, plan, phases, plain_num_steps, blocks, chosen, tuple(messages), sampler, warm_loop)
 
@@ -208,6 +219,7 @@ def summary(policy: Policy | PolicyHandle) -> CacheSummary:
     return CacheSummary(
         mode=applied.mode if applied else "original",
         engine=status.name if status else None,
+        precision=status.precision if status else None,
         engine_reason=status.reason if status else "",
         buffer_bytes=status.buffer_bytes if status else 0,
         constant_bytes=status.constant_bytes if status else 0,
@@ -224,12 +236,12 @@ def summary(policy: Policy | PolicyHandle) -> CacheSummary:
 
 
 def prepared(
-    policy: Any, plans: Mapping[str, Any], *, engine: str = AUTO, stateful: bool = False
+    policy: Any, plans: Mapping[str, Any], *, engine: str = AUTO, precision: str | None = None, stateful: bool = False
 ) -> dict[str, Applied]:
     """Plans by their names to what runs them, for `switch`; the policy is left plain. See `apply`, also for errors."""
     found = {}
     for name, plan in plans.items():
-        apply(policy, plan, engine=engine, stateful=stateful)
+        apply(policy, plan, engine=engine, precision=precision, stateful=stateful)
         applied = applied_to(policy)
         assert applied is not None
         found[name] = applied

@@ -30,6 +30,7 @@ class CacheSummary:
         mode: 'plan' for what `bacinfer.apply` applied, 'original' for a plain policy; else the mode of `apply_cache`,
             'original', 'threshold', 'optimal' or 'edit', or 'schedule' for a schedule that was passed to it.
         engine: Name of the engine that runs the schedule; None without a cache.
+        precision: Of the engine's products; None: the policy's own.
         engine_reason: Why that one, where `engine='auto'` chose it.
         buffer_bytes: Memory of the engine's buffers, linear in batch, blocks, horizon and width; 0 until the first call
             and in the eager engine.
@@ -51,6 +52,7 @@ class CacheSummary:
 
     mode: str
     engine: str | None
+    precision: str | None
     engine_reason: str
     buffer_bytes: int
     constant_bytes: int
@@ -71,6 +73,7 @@ class CacheSummary:
 
     def __str__(self) -> str:
         reason = f" ({self.engine_reason})" if self.engine_reason else ""
+        reason += f" in {self.precision}" if self.precision else ""
         lines = [
             f"mode {self.mode}, engine {self.engine or 'none'}{reason}, K = {self.num_inference_steps}: "
             f"{self.mean_updates:.1f} updates a block, about {self.flops_fraction:.0%} of the FLOPs"

@@ -99,6 +99,7 @@ def evaluate(
     plan: SamplingPlan = AS_IT_IS,
     *,
     engine: str = AUTO,
+    precision: str | None = None,
     latency_calls: int = 20,
     noise_seed: int = 0,
     n_envs: int | None = None,
@@ -116,6 +117,7 @@ def evaluate(
         observations: To time calls on and to compare actions on, see `calibration_observations`.
         plan: What `make_plan` gave for the method.
         engine: What runs the plan.
+        precision: Of its products; None: the policy's own.
         latency_calls: How many calls are timed.
         n_envs: How many environments run at once; None for the task's own number.
         disturb: Whether each episode is disturbed once, in a task that `check_disturbable` admits.
@@ -125,13 +127,13 @@ def evaluate(
     if disturb:
         options["disturb"] = True
     video_seeds = () if video_dir is None else episode_seeds[:1]
-    with applied(policy, method, plan, engine) as sampling:
+    with applied(policy, method, plan, engine, precision) as sampling:
         rollout = task.rollout(
             sampling, episode_seeds, noise_seed=noise_seed, video_dir=video_dir, video_seeds=video_seeds, **options
         )
     plain_latency = None if method == PLAIN else measure_latency(policy, observations[0], latency_calls)
     # applied anew: what an engine keeps for the batches of the episodes is no memory of a call at batch 1
-    with applied(policy, method, plan, engine) as sampling:
+    with applied(policy, method, plan, engine, precision) as sampling:
         cost = measure_cost(sampling, observations[0], latency_calls)
         if method.warm_start is not None:
             sampling.reset()  # the observations are an episode

@@ -54,6 +54,7 @@ class Experiment:
         disturb: whether each episode is disturbed once, as its seed determines (see `tasks.disturbances`).
         latency_calls: how many calls are timed.
         engine: what runs the schedule.
+        precision: of its products; None for the policy's own (see `bacinfer.apply`).
         env: of a checkpoint of LeRobot's, which is a directory: the environment, as `lerobot.environment` spells it.
         assets_dir: ``assets/<task>/original``, for schedules that it holds; others are found from the policy.
         optimal_steps_dir: update steps to use, and no others.
@@ -74,6 +75,7 @@ class Experiment:
     latency_calls: int = DEFAULT_LATENCY_CALLS
     device: str = "cpu"
     engine: str = AUTO
+    precision: str | None = None
     env: str | None = None
     assets_dir: str | None = None
     optimal_steps_dir: str | None = None
@@ -113,6 +115,7 @@ class Experiment:
             "method": self.method.spec,
             "schedule": self.schedule_source(Path()).digest(self.method),
             "engine": None if self.method.as_it_is else self.engine,
+            "precision": self._precision,
             "first_episode_seed": self.first_episode_seed,
             "n_test": self.n_test,
             "noise_seed": self.noise_seed,
@@ -122,6 +125,15 @@ class Experiment:
             "device": torch.device(self.device).type,
             **({} if self.env is None else {"env": self.env}),
         }
+
+    @property
+    def label(self) -> str:
+        """The method for people, with the precision where it has one."""
+        return self.method.label if self._precision is None else f"{self.method.label}, {self._precision}"
+
+    @property
+    def _precision(self) -> str | None:
+        return None if self.method.as_it_is else self.precision
 
     @property
     def key(self) -> str:
@@ -217,7 +229,7 @@ def run_all(
     attempts = Attempts(results_dir, film=film, force=force, debug=debug)
     outcomes = []
     for number, experiment in enumerate(experiments, start=1):
-        print(f"[{number}/{len(experiments)}] {experiment.method.label} on {experiment.checkpoint}", file=sys.stderr)
+        print(f"[{number}/{len(experiments)}] {experiment.label} on {experiment.checkpoint}", file=sys.stderr)
         outcomes.append(attempts.run(experiment))
         print(f"  {outcomes[-1].status} {outcomes[-1].detail}".rstrip(), file=sys.stderr, flush=True)
     return outcomes
@@ -280,6 +292,7 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
         method,
         make_plan(policy, task, method, source),
         engine=experiment.engine,
+        precision=experiment.precision,
         latency_calls=experiment.latency_calls,
         noise_seed=experiment.noise_seed,
         n_envs=experiment.n_envs,
@@ -298,7 +311,7 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
         key=experiment.key,
         task=task.name,
         method=method.spec,
-        label=method.label,
+        label=experiment.label,
         checkpoint=experiment.checkpoint,
         checkpoint_sha256=experiment.checkpoint_sha256,
         checkpoint_type=experiment.checkpoint_type,

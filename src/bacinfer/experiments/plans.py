@@ -102,11 +102,11 @@ def make_plan(policy: Any, task: Task, method: Method, source: ScheduleSource) -
 
 
 @contextmanager
-def applied(policy: Any, method: Method, plan: SamplingPlan, engine: str) -> Iterator[Any]:
+def applied(policy: Any, method: Method, plan: SamplingPlan, engine: str, precision: str | None) -> Iterator[Any]:
     """Inside, a policy samples by the plan that `make_plan` made of a method, and by no other; see `sampled_by`."""
     with left_as_found(policy), sampled_by(policy, method.sampler if method.as_it_is else None) as sampling:
         if not method.as_it_is:
-            apply(policy, plan, engine=engine, stateful=True)
+            apply(policy, plan, engine=engine, precision=precision, stateful=True)
         yield sampling
 
 

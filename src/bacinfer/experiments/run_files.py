@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from bacinfer.experiments.store import Row
 from bacinfer.files import atomic_write, read_arrays, read_json, write_arrays, write_json
 from bacinfer.measurement.action_error import as_batch
 from bacinfer.measurement.latency import Latency, actions_per_second
+from bacinfer.measurement.machine import hardware_name
 from bacinfer.measurement.statistics import Estimate, estimate_proportion
 from bacinfer.tasks import Rollout
 
@@ -100,7 +100,7 @@ def write_results(
 
 
 _SETTINGS = (
-    *("checkpoint", "assets", "engine", "device"),
+    *("checkpoint", "assets", "engine", "precision", "device"),
     *("first_episode_seed", "n_test", "noise_seed", "n_envs", "disturb"),
 )
 
@@ -162,6 +162,7 @@ def make_row(result: Result, plain: PlainResult, *, device: str, **configuration
         num_inference_steps=result.num_inference_steps,
         mean_updates=float(result.mean_updates),
         engine=result.summary.engine if result.summary else None,
+        precision=result.summary.precision if result.summary else None,
         score=score.mean if score else _finite(rollout.mean_score),
         score_standard_error=score.standard_error if score else None,
         score_low=score.low if score else None,
@@ -190,7 +191,7 @@ def make_row(result: Result, plain: PlainResult, *, device: str, **configuration
         policy_seconds=sum(rollout.policy_seconds),
         env_seconds=rollout.env_seconds,
         device=device,
-        hardware=_hardware(torch.device(device)),
+        hardware=hardware_name(torch.device(device)),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         finished=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
@@ -242,12 +243,3 @@ def _estimate(estimate: Estimate | None) -> dict[str, Any] | None:
 def _finite(value: Any) -> Any:
     """None in the place of a number that JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _hardware(device: torch.device) -> str:
-    """The processor's name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.is_file() else None
-    return match[1] if match else platform.processor() or platform.machine()

@@ -59,6 +59,7 @@ class Row:
         num_caches, num_bu_blocks, metric: of the method, where it has them.
         mean_updates: how often a block is computed, averaged over the blocks.
         engine: what executed the schedule; None without one.
+        precision: of its products; None for the policy's own.
         sub_scores: the log's further results (``p1``, ``p_1``, …), each with its interval.
         action_error: RMS difference to the plain policy's actions, normalised units, with equal noise.
         noise_error: the same between two draws of the plain policy's noise, to see an action error against.
@@ -88,6 +89,7 @@ class Row:
     metric: str | None
     mean_updates: float
     engine: str | None
+    precision: str | None
     first_episode_seed: int
     n_test: int
     noise_seed: int

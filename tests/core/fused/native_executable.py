@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bacinfer.core.engines.fused import native
 from bacinfer.core.engines.fused.native_library import COMPILER_OPTIONS, SOURCE
 from bacinfer.core.engines.fused.program import Program
@@ -60,8 +58,8 @@ class ExecutableLibrary:
 class ExecutableProgram(native.NativeProgram):
     """A program that the executable runs."""
 
-    def __init__(self, program: Program) -> None:
-        super().__init__(program)
+    def __init__(self, program: Program, *, halves: bool = False) -> None:
+        super().__init__(program, halves=halves)
         self.memory = _Memory(self._struct, self._kept)
 
     def run(self) -> None:
@@ -69,7 +67,7 @@ class ExecutableProgram(native.NativeProgram):
         with tempfile.NamedTemporaryFile() as file:
             file.write(self.memory.image())
             file.flush()
-            self._library.executable(file.name, str(_ADDRESS), str(torch.get_num_threads()))
+            self._library.executable(file.name, str(_ADDRESS), str(self.num_threads))
             self.memory.load(Path(file.name).read_bytes())
 
 

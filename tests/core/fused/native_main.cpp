@@ -34,24 +34,90 @@ std::vector<float> draw(int64_t n) {
     return values;
 }
 
+// To the nearest number in bfloat16, halfway to even.
+float rounded(float value) {
+    int exponent;
+    std::frexp(value, &exponent);
+    const float unit = std::ldexp(1.0f, exponent - 8);
+    return std::nearbyint(value / unit) * unit;
+}
+
+// A weight [in, out] as panels, and rows [in], as operands of type In.
+void pack(const std::vector<float>& weight, int64_t in, int64_t out, std::vector<float>& panels, float) {
+    for (int64_t k = 0; k < in; k++)
+        for (int64_t column = 0; column < out; column++)
+            panels[(column / PANEL * (1 + in) + 1 + k) * PANEL + column % PANEL] = weight[k * out + column];
+}
+
+void pack(const std::vector<float>& weight, int64_t in, int64_t out, std::vector<float>& panels, Pair) {
+    for (int64_t k = 0; k < in; k++)
+        for (int64_t column = 0; column < out; column++) {
+            const int64_t row = column / PANEL * (1 + num_pairs(in)) + 1 + k / 2;
+            uint16_t* const half = (uint16_t*)&panels[row * PANEL + column % PANEL] + k % 2;
+            std::memcpy(half, (const char*)&weight[k * out + column] + 2, sizeof *half);
+        }
+}
+
+std::vector<float> operands(const std::vector<float>& a, int64_t, int64_t, float) { return a; }
+
+std::vector<Pair> operands(const std::vector<float>& a, int64_t rows, int64_t in, Pair) {
+    std::vector<Pair> pairs(rows * num_pairs(in));
+    for (int64_t row = 0; row < rows; row++) round(&pairs[row * num_pairs(in)], &a[row * in], in);
+    return pairs;
+}
+
+bool equal(const float* found, const float* expected, int64_t n, int64_t in) {
+    for (int64_t i = 0; i < n; i++)
+        if (!(std::abs(found[i] - expected[i]) <= 1e-6 * (1 + in))) return false;
+    return true;
+}
+
+// Pairs: each of two numbers by itself, to within a rounding; and a zero beside one that is left over.
+bool equal(const Pair* found, const float* expected, int64_t n, int64_t in) {
+    for (int64_t i = 0; i < 2 * num_pairs(n); i++) {
+        float value;
+#if defined(__AVX512BF16__)
+        const uint32_t bits = i % 2 ? found[i / 2].bits & 0xffff0000u : found[i / 2].bits << 16;
+        std::memcpy(&value, &bits, sizeof value);
+#else
+        value = i % 2 ? found[i / 2].odd : found[i / 2].even;
+#endif
+        const float wanted = i < n ? expected[i] : 0.0f;
+        if (!(std::abs(value - wanted) <= 1e-6 * (1 + in) + std::abs(wanted) / 256)) return false;
+    }
+    return true;
+}
+
 // Returns whether a product of this shape is what a loop makes of it, and nothing beside it is written.
+template <class In, class Out>
 bool product_is_right(int64_t rows, int64_t in, int64_t out, Epilogue epilogue) {
-    const std::vector<float> a = draw(rows * in), added = draw(rows * out);
-    const std::vector<float> panels = draw(num_panels(out) * (1 + in) * PANEL);
-    std::vector<float> c(rows * out + PANEL, 7.0f);
-    product({c.data(), out}, {a.data(), in}, rows, {panels.data(), (int32_t)in, (int32_t)out}, 0, num_panels(out),
-            epilogue, RELU, added.data());
-    bool right = true;
+    constexpr bool halves = std::is_same_v<In, Pair>;
+    const std::vector<float> added = draw(rows * out), bias = draw(out);
+    std::vector<float> a = draw(rows * in), weight = draw(in * out), panels(num_panels(out) * (1 + length<In>(in)) * PANEL);
+    const std::vector<In> operand = operands(a, rows, in, In());
+    if (halves)
+        for (std::vector<float>* values : {&a, &weight})
+            for (float& value : *values) value = rounded(value);
+    for (int64_t column = 0; column < out; column++)
+        panels[column / PANEL * (1 + length<In>(in)) * PANEL + column % PANEL] = bias[column];
+    pack(weight, in, out, panels, In());
+    std::vector<float> expected(rows * out);
     for (int64_t row = 0; row < rows; row++)
         for (int64_t column = 0; column < out; column++) {
-            const float* weight = &panels[column / PANEL * (1 + in) * PANEL + column % PANEL];
-            double expected = weight[0];
-            for (int64_t k = 0; k < in; k++) expected += (double)a[row * in + k] * weight[(1 + k) * PANEL];
-            if (epilogue == ACTIVATE) expected = std::max(expected, 0.0);
-            if (epilogue == ADD_TO_ROWS) expected += added[row * out + column];
-            right &= std::abs(c[row * out + column] - expected) <= 1e-6 * (1 + in);
+            double sum = bias[column];
+            for (int64_t k = 0; k < in; k++) sum += (double)a[row * in + k] * weight[k * out + column];
+            if (epilogue == ACTIVATE) sum = std::max(sum, 0.0);
+            if (epilogue == ADD_TO_ROWS) sum += added[row * out + column];
+            expected[row * out + column] = sum;
         }
-    for (int64_t i = rows * out; i < (int64_t)c.size(); i++) right &= c[i] == 7.0f;
+    const int64_t stride = length<Out>(out);
+    const Out untouched = Out();
+    std::vector<Out> c(rows * stride + PANEL, untouched);
+    product(Rows<Out>{c.data(), stride}, Rows<const In>{operand.data(), length<In>(in)}, rows,
+            {panels.data(), (int32_t)in, (int32_t)out}, epilogue, RELU, added.data());
+    bool right = true;
+    for (int64_t row = 0; row < rows; row++) right &= equal(&c[row * stride], &expected[row * out], out, in);
+    for (int64_t i = rows * stride; i < (int64_t)c.size(); i++) right &= !std::memcmp(&c[i], &untouched, sizeof untouched);
     return right;
 }
 
@@ -62,7 +128,9 @@ int compare_products() {
             for (int64_t in : {1, 2, 7, 33, 64})
                 for (Epilogue epilogue : {STORE, ACTIVATE, ADD_TO_ROWS}) {
                     compared++;
-                    if (product_is_right(rows, in, out, epilogue)) continue;
+                    if (product_is_right<float, float>(rows, in, out, epilogue) &&
+                        product_is_right<Pair, float>(rows, in, out, epilogue) &&
+                        (epilogue == ADD_TO_ROWS || product_is_right<Pair, Pair>(rows, in, out, epilogue))) continue;
                     wrong++;
                     std::printf("%d rows, %d to %d, epilogue %d\n", (int)rows, (int)in, (int)out, epilogue);
                 }

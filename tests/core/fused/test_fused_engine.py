@@ -130,6 +130,7 @@ def test_any_number_of_threads_gives_the_same_actions(
     variant: str, batch: int, num_threads: int, whose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = make_policy(variant)
+    monkeypatch.setattr(native, "MULTIPLICATIONS_OF_A_THREAD", 1)
     if whose == "its own":
         monkeypatch.setattr(native, "openmp", lambda: (None, None))
     before = torch.get_num_threads()

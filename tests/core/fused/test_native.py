@@ -63,6 +63,20 @@ def test_every_instruction_is_in_one_of_these_programs() -> None:
     assert found == {kind for kind in vars(op).values() if is_dataclass(kind) and kind.__module__ == op.__name__}
 
 
+@pytest.mark.parametrize(("width", "batch", "expected"), [(16, 1, 1), (16, 3, 3), (48, 1, 2), (48, 3, 4), (96, 1, 4)])
+@torch.no_grad()
+def test_there_are_no_more_threads_than_the_work_is_enough_for(
+    width: int, batch: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy("causal", f"policy.model.n_emb={width}", "policy.model.n_head=1", "horizon=16")
+    given = torch.zeros(batch, 16, policy.action_dim)
+    condition = torch.zeros(batch, OBSERVED, policy.obs_dim)
+    call = SamplingCall(given, torch.zeros_like(given, dtype=torch.bool), condition, None, {})
+    program = runners.NativeProgram(Program(make_constants(policy), call))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    assert program.num_threads == expected
+
+
 @torch.no_grad()
 def make_program(variant: str) -> Program:
     """A program with every instruction that the policy can have, and something in each of its buffers."""

@@ -41,12 +41,14 @@ class EngineStatus:
         reason: Why this one, where that was for the library to decide.
         buffer_bytes: Memory of its buffers, linear in batch, blocks, horizon and width; 0 before the first call.
         constant_bytes: Memory of packed weights, and of what depends on the timesteps alone.
+        precision: Of products; None: the policy's own.
     """
 
     name: str
     reason: str = ""
     buffer_bytes: int = 0
     constant_bytes: int = 0
+    precision: str | None = None
 
 
 class Engine(Protocol):

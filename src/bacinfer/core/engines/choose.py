@@ -10,7 +10,7 @@ from bacinfer.core.engines.base import Engine, Phase, UnsupportedPolicyError
 from bacinfer.core.engines.eager import EagerEngine
 from bacinfer.core.engines.fused.engine import FusedEngine, cannot_run, log_eager
 from bacinfer.core.engines.fused.program_cache import ProgramCache
-from bacinfer.core.engines.fused.runners import RUNNERS
+from bacinfer.core.engines.fused.runners import PRECISIONS, RUNNERS
 
 AUTO = "auto"
 LOSSLESS_ENGINES = tuple(RUNNERS)
@@ -18,29 +18,40 @@ LOSSLESS_ENGINES = tuple(RUNNERS)
 ENGINES = (AUTO, EagerEngine.name, *LOSSLESS_ENGINES)
 
 
-def choose_engine(name: str, policy: Any, blocks: Sequence[Block], phases: Sequence[Phase]) -> Engine:
+def choose_engine(
+    name: str, policy: Any, blocks: Sequence[Block], phases: Sequence[Phase], precision: str | None = None
+) -> Engine:
     """The engine that runs the phases of a plan on a policy, which stays as it is until the engine is attached.
 
     Args:
         name: One of `ENGINES`. ``auto`` is the fastest that can run the policy where it is: a CUDA graph, a program, or
             the eager engine; a program only where every function that it replaces is one that it was written for.
         policy: The policy or its handle.
+        precision: Of products, one of `PRECISIONS`, which ``auto`` then finds or refuses; None: the policy's own.
 
     Raises:
-        ValueError: there is no such engine, or it cannot run the policy.
+        ValueError: there is no such engine or precision, or it cannot run the policy.
     """
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; there are {', '.join(ENGINES)}")
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"unknown precision {precision!r}; there is {', '.join(PRECISIONS)}, or None")
     eager = EagerEngine(policy, blocks, phases)
     if name == eager.name:
+        if precision is not None:
+            raise ValueError(
+                f"engine {name!r} computes blocks by the policy's own code, not in {precision!r}: choose another "
+                f"engine, or leave precision out"
+            )
         return eager
-    programs = [ProgramCache(blocks, phase, known_functions_only=name == AUTO) for phase in phases]
+    programs = [ProgramCache(blocks, phase, known_functions_only=name == AUTO, precision=precision) for phase in phases]
+    runner = name if name != AUTO else None if precision is None else "fused"
     try:
-        return FusedEngine(eager, programs, None if name == AUTO else name)
+        return FusedEngine(eager, programs, runner, precision)
     except UnsupportedPolicyError as error:
         obstacle = str(error)
-        if name != AUTO:
-            raise ValueError(cannot_run(name, obstacle)) from error
+        if runner is not None:
+            raise ValueError(cannot_run(runner, obstacle, precision)) from error
         log_eager(obstacle)
         eager.reason = f"chosen by 'auto', as {obstacle}"
         return eager

@@ -23,6 +23,7 @@ _COLUMNS = {  # what is a column of the table where its rows differ in it
     "n_envs": "environments",
     "disturb": "disturbed",
     "engine": "engine",
+    "precision": "precision",
     "device": "device",
     "hardware": "hardware",
     "threads": "threads",

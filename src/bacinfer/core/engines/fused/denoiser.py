@@ -194,33 +194,41 @@ class Affine:
         """The weight as [in, out]: a product of few rows is faster with it."""
         return self.weight.t().contiguous()
 
-    def panels(self, width: int) -> Tensor:
-        """Panels of `width` outputs [out / width, 1 + in, width], each after its part of the bias, padded with 0."""
-        if width not in self._panels:
+    def panels(self, width: int, halves: bool = False) -> Tensor:
+        """Panels of `width` outputs [out / width, 1 + in, width], each after its part of the bias, padded with 0.
+
+        Args:
+            halves: The weight in bfloat16, two inputs in the place of one number: [out / width, 1 + in / 2, width].
+        """
+        if (width, halves) not in self._panels:
             outputs, inputs = self.weight.shape
             padding = -outputs % width
-            weight = F.pad(self.weight, (0, 0, 0, padding)).view(-1, width, inputs).transpose(1, 2)
+            weight = F.pad(self.weight, (0, inputs % 2 if halves else 0, 0, padding))
+            if halves:
+                weight = weight.to(torch.bfloat16).view(torch.float32)
+            weight = weight.view(-1, width, weight.shape[1]).transpose(1, 2)
             bias = F.pad(self.bias, (0, padding)).view(-1, 1, width)
-            self._panels[width] = torch.cat([bias, weight], dim=1).contiguous()
-        return self._panels[width]
+            self._panels[width, halves] = torch.cat([bias, weight], dim=1).contiguous()
+        return self._panels[width, halves]
 
     @cached_property
-    def _panels(self) -> dict[int, Tensor]:
+    def _panels(self) -> dict[tuple[int, bool], Tensor]:
         return {}
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.addmm(self.bias, x, self.columns, out=out)
 
 
-def join_panels(affines: Sequence[Affine], width: int) -> None:
-    """Moves the panels of all to one piece of memory, in their order, if they are not there yet."""
-    if all(width in affine._panels for affine in affines):
+def join_panels(affines: Sequence[tuple[Affine, bool]], width: int) -> None:
+    """Moves the panels of all, each with whether it is in halves, to one piece of memory, in their order, if they are
+    not there yet."""
+    if all((width, halves) in affine._panels for affine, halves in affines):
         return
-    memory = huge_pages.empty(sum(affine.panels(width).numel() for affine in affines))
+    memory = huge_pages.empty(sum(affine.panels(width, halves).numel() for affine, halves in affines))
     start = 0
-    for affine in affines:
-        panels = affine.panels(width)
-        affine._panels[width] = memory[start : start + panels.numel()].view(panels.shape).copy_(panels)
+    for affine, halves in affines:
+        panels = affine.panels(width, halves)
+        affine._panels[width, halves] = memory[start : start + panels.numel()].view(panels.shape).copy_(panels)
         start += panels.numel()
 
 

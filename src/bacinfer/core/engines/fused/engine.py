@@ -36,6 +36,7 @@ class FusedEngine:
         programs: Where the programs of each phase come from.
         runner: How they run, a key of `RUNNERS`; None: the fastest one, and the eager engine where there can be no
             program.
+        precision: Of the programs' products; None: the policy's own.
 
     Raises:
         UnsupportedPolicyError: if no program can be made of the policy.
@@ -43,15 +44,18 @@ class FusedEngine:
             compute something else; and as `EagerEngine`.
     """
 
-    def __init__(self, eager: EagerEngine, programs: Sequence[ProgramCache], runner: str | None) -> None:
+    def __init__(
+        self, eager: EagerEngine, programs: Sequence[ProgramCache], runner: str | None, precision: str | None = None
+    ) -> None:
         self.eager = eager
         self.programs = programs
         self.runner = runner
+        self.precision = precision
         self.obstacle: str | None = None  # why the last call ran in the eager engine
         loop = eager.handle.loop or ConditionalSample(eager.handle.owner)
         loop.check()
         read_network(eager.handle.model, programs[COLD].blocks)
-        check_device(self.name, self._device)
+        check_device(self.name, self._device, precision)
         programs[COLD].check_functions(loop)
         self.loop = _Loop(loop, self)
         eager.patches.append(self.loop)
@@ -75,7 +79,7 @@ class FusedEngine:
         reason = "" if self.runner else f"chosen by 'auto', the fastest on {self._device.type}"
         buffer_bytes = sum(programs.buffer_bytes for programs in self.programs)
         constant_bytes = sum(programs.constant_bytes for programs in self.programs)
-        return EngineStatus(self.name, reason, buffer_bytes, constant_bytes)
+        return EngineStatus(self.name, reason, buffer_bytes, constant_bytes, self.precision)
 
     def attach(self) -> None:
         self.eager.attach()
@@ -112,11 +116,11 @@ class FusedEngine:
             )
         with self.trajectory.exclusive(), _plain_tensors():
             try:
-                check_device(self.name, call.given.device)
+                check_device(self.name, call.given.device, self.precision)
                 sample = run(self.programs[phase].runner(self.loop.loop, plain, call, self.name), call)
             except UnsupportedPolicyError as error:
                 if self.runner is not None:
-                    raise RuntimeError(cannot_run(self.runner, str(error))) from error
+                    raise RuntimeError(cannot_run(self.runner, str(error), self.precision)) from error
                 obstacle: str | None = str(error)
             else:
                 obstacle = None
@@ -131,8 +135,12 @@ class FusedEngine:
         return sample
 
 
-def cannot_run(engine: str, obstacle: str) -> str:
-    """What to tell who asked for an engine."""
+def cannot_run(engine: str, obstacle: str, precision: str | None) -> str:
+    """What to tell who asked for an engine or a precision."""
+    if precision is not None:
+        return (
+            f"precision {precision!r} is not to be had for this policy: {obstacle}. Without precision= it keeps its own"
+        )
     return f"engine {engine!r} cannot run this policy: {obstacle}. engine='eager' can"
 
 

@@ -1,14 +1,14 @@
 // Runs a denoising program (see program.py) from a list of instructions, without Python and without a call for each
-// operation. native.py compiles this file, packs the weights and writes the list; the structs below are its own.
+// operation. native.py compiles this file, packs the weights and writes the list; the structs below and in the
+// headers are its own.
 //
-// Everything is single precision, row-major. Shapes: B batch, N tokens of the stack, M = B N rows, T horizon,
+// Everything is single precision, row-major, but for the operands of products in bfloat16 (halves.h). Shapes: B batch, N tokens of the stack, M = B N rows, T horizon,
 // A trajectory width, D width, F feed-forward width, H heads, J condition tokens.
 //
 // Threads work in teams. A team takes some of the batch's entries, which never meet, and runs the whole program on
 // them; only where there are fewer entries than threads do several threads share one, and meet at barriers.
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstddef>
@@ -20,42 +20,13 @@
 #include <string>
 #include <system_error>
 #include <thread>
-#include <utility>
 #include <vector>
 
-// The processor's vectors are the compiler's; all that differs between processors is here. A product is computed in
-// tiles of up to TILE rows and VECTORS vectors of columns, whose sums have to stay in registers.
-#if defined(__AVX512F__)  // 32 registers
-constexpr int LANES = 16, VECTORS = 2, TILE = 6;
-#elif defined(__AVX__)  // 16 registers
-constexpr int LANES = 8, VECTORS = 2, TILE = 6;
-#elif defined(__aarch64__)  // 32 registers
-constexpr int LANES = 4, VECTORS = 2, TILE = 8;
-#else  // 16 registers, as SSE has
-constexpr int LANES = 4, VECTORS = 2, TILE = 6;
-#endif
-constexpr int PANEL = VECTORS * LANES;  // columns that are computed at once
-
-typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
-typedef int32_t IntVec __attribute__((vector_size(LANES * sizeof(int32_t))));
+#include "products.h"
 
 extern "C" {
 
-struct Norm {
-    const float* weight;
-    const float* bias;
-    float epsilon;
-};
-
-// x W + b, as panels of PANEL columns: the bias [PANEL], then the weight [in, PANEL], padded with zeros.
-struct Affine {
-    const float* panels;
-    int32_t in;
-    int32_t out;
-};
-
 enum BlockKind : int32_t { SELF_ATTENTION, CROSS_ATTENTION, FEED_FORWARD };
-enum Activation : int32_t { GELU, RELU, GELU_TANH };
 
 struct Block {
     int32_t kind;
@@ -99,9 +70,12 @@ struct Instruction {
     const float* offset;
 };
 
+enum Precision : int32_t { SINGLE, BFLOAT16 };
+
 struct Program {
     int64_t batch, rows, horizon, trajectory_width, width, hidden_width, heads, condition_tokens;
     float clip;  // infinite: none
+    int32_t precision;  // of products with the weights of self-attention and feed-forward
     float* x;          // [M, D]
     float* embedded;   // [M, D]
     float* tokens;     // [M, A]
@@ -109,7 +83,7 @@ struct Program {
     float* total;      // [M, D]
     float* qkv;        // [M, 3 D]
     float* mixed;      // [M, D]
-    float* hidden;     // [M, F]
+    float* hidden;     // [M, F], F even
     float* output;     // [M, A]
     const float* given;       // [B, T, A]
     const uint8_t* is_given;  // [B, T, A]
@@ -142,7 +116,7 @@ const char* structs() {
             << AT(Instruction, offset) << "\n";
         out << STRUCT(Program) << AT(Program, batch) << AT(Program, rows) << AT(Program, horizon)
             << AT(Program, trajectory_width) << AT(Program, width) << AT(Program, hidden_width) << AT(Program, heads)
-            << AT(Program, condition_tokens) << AT(Program, clip) << AT(Program, x) << AT(Program, embedded)
+            << AT(Program, condition_tokens) << AT(Program, clip) << AT(Program, precision) << AT(Program, x) << AT(Program, embedded)
             << AT(Program, tokens) << AT(Program, residuals) << AT(Program, total) << AT(Program, qkv)
             << AT(Program, mixed) << AT(Program, hidden) << AT(Program, output) << AT(Program, given)
             << AT(Program, is_given) << AT(Program, input) << AT(Program, head) << AT(Program, stack_norm)
@@ -158,256 +132,6 @@ const char* structs() {
 }  // extern "C"
 
 namespace {
-
-// -- vectors ---------------------------------------------------------------------------------------------------------
-
-inline Vec load(const float* p) {
-    Vec v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-
-inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
-
-inline Vec splat(float value) { return value - Vec{}; }
-
-inline float sum(Vec v) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += v[i];
-    return total;
-}
-
-// Where x is no number, the result is none.
-inline Vec at_least(float bound, Vec x) { return bound > x ? splat(bound) : x; }
-
-constexpr float LOWEST_EXPONENT = -87.3f;  // of a normal number
-
-// Of x <= 88, to within 2 units in the last place: 2^n times a polynomial of the rest (Cephes' expf). Numbers only.
-inline Vec exponential(Vec x) {
-    x = at_least(LOWEST_EXPONENT, x);
-    const Vec shifted = x * 1.44269504f + 12582912.0f;  // its low bits are the nearest integer
-    const Vec n = shifted - 12582912.0f;
-    const Vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vec p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return (Vec)((IntVec)p + ((IntVec)shifted << 23));
-}
-
-// x Phi(x), with the error function to within 1.5e-7 (Abramowitz and Stegun, 7.1.26).
-inline Vec gelu(Vec x) {
-    const Vec z = (x > -x ? x : -x) * 0.70710678f;
-    const Vec t = 1.0f / (1.0f + 0.3275911f * z);
-    Vec p = splat(1.061405429f);
-    p = p * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    const Vec tail = 0.5f * p * t * exponential(-z * z);  // 1 - Phi(|x|)
-    return x * (x > 0.0f ? 1.0f - tail : tail);
-}
-
-// x Phi(x) by the hyperbolic tangent (Hendrycks and Gimpel, 2016), as x times the logistic function.
-inline Vec gelu_tanh(Vec x) {
-    const Vec power = -1.59576912f * (x + 0.044715f * x * x * x);
-    return x / (1.0f + exponential(power > 88.0f ? splat(88.0f) : power));
-}
-
-inline Vec activate(Vec x, int32_t activation) {
-    return activation == GELU ? gelu(x) : activation == RELU ? at_least(0.0f, x) : gelu_tanh(x);
-}
-
-// Calls f(i) for the vectors of [0, n) and g(i) for the rest.
-template <class F, class G>
-inline void each(int64_t n, F f, G g) {
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) f(i);
-    for (; i < n; i++) g(i);
-}
-
-inline void add(float* y, const float* x, int64_t n) {
-    each(n, [&](int64_t i) { store(y + i, load(y + i) + load(x + i)); }, [&](int64_t i) { y[i] += x[i]; });
-}
-
-inline void add_scaled(float* y, const float* x, float scale, int64_t n) {
-    each(n, [&](int64_t i) { store(y + i, load(y + i) + scale * load(x + i)); }, [&](int64_t i) { y[i] += scale * x[i]; });
-}
-
-inline void multiply_by(float* y, const float* x, int64_t n) {
-    each(n, [&](int64_t i) { store(y + i, load(y + i) * load(x + i)); }, [&](int64_t i) { y[i] *= x[i]; });
-}
-
-// A query or key [2 half], by the cosines and sines of its position.
-inline void rotate(float* x, const float* cosines, const float* sines, int64_t half) {
-    for (int64_t i = 0; i < half; i++) {
-        const float first = x[i], second = x[half + i];
-        x[i] = first * cosines[i] - second * sines[i];
-        x[half + i] = second * cosines[half + i] + first * sines[half + i];
-    }
-}
-
-inline float dot(const float* x, const float* y, int64_t n) {
-    Vec total{};
-    float rest = 0;
-    each(n, [&](int64_t i) { total += load(x + i) * load(y + i); }, [&](int64_t i) { rest += x[i] * y[i]; });
-    return sum(total) + rest;
-}
-
-void normalise(float* y, const float* x, const Norm& norm, int64_t n) {
-    Vec total{};
-    float rest = 0;
-    each(n, [&](int64_t i) { total += load(x + i); }, [&](int64_t i) { rest += x[i]; });
-    const float mean = (sum(total) + rest) / n;
-    total = Vec{};
-    rest = 0;
-    each(n, [&](int64_t i) { const Vec d = load(x + i) - mean; total += d * d; },
-         [&](int64_t i) { rest += (x[i] - mean) * (x[i] - mean); });
-    const float variance = (sum(total) + rest) / n;
-    // PyTorch's result is no number where its squares of parts' means overflow; zeros, which an infinite variance would
-    // make here, are never right. All of these squares are below 4 times the sum of squares.
-    const bool overflows = !std::isfinite(4 * n * (variance + mean * mean));
-    const float scale = overflows ? NAN : 1.0f / std::sqrt(variance + norm.epsilon);
-    each(n,
-         [&](int64_t i) { store(y + i, (load(x + i) - mean) * scale * load(norm.weight + i) + load(norm.bias + i)); },
-         [&](int64_t i) { y[i] = (x[i] - mean) * scale * norm.weight[i] + norm.bias[i]; });
-}
-
-inline int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
-
-// Over the n rows of each column of x [n, columns], in place; what follows x up to a whole vector is written as well. No
-// number where one of a column is none; nothing is left of what is masked.
-inline void softmax(float* x, int64_t n, int64_t columns) {
-    for (int64_t c = 0; c < columns; c++) {
-        float highest = -INFINITY;
-        for (int64_t i = c; i < n * columns; i += columns) highest = std::max(highest, x[i]);
-        for (int64_t i = c; i < n * columns; i += columns) x[i] -= highest;
-    }
-    for (int64_t i = 0; i < n * columns; i += LANES) {
-        const Vec v = load(x + i), powers = exponential(v);
-        store(x + i, v < LOWEST_EXPONENT ? Vec{} : v == v ? powers : v);
-    }
-    for (int64_t c = 0; c < columns; c++) {
-        float total = 0;
-        for (int64_t i = c; i < n * columns; i += columns) total += x[i];
-        const float inverse = 1.0f / total;
-        for (int64_t i = c; i < n * columns; i += columns) x[i] *= inverse;
-    }
-}
-
-// -- products --------------------------------------------------------------------------------------------------------
-
-enum Epilogue { STORE, ACTIVATE, ADD_TO_ROWS };
-
-// Rows of a matrix, `stride` apart.
-template <class T>
-struct Rows {
-    T* first;
-    int64_t stride;
-
-    T* operator[](int64_t row) const { return first + row * stride; }
-};
-
-struct Tile {
-    Rows<const float> a;  // [R, in]
-    const float* panel;   // [1 + in, PANEL]
-    Rows<float> c;        // [R, columns]
-    const float* added;   // rows to add to c (ADD_TO_ROWS), as far apart
-    int64_t in, columns;
-    Epilogue epilogue;
-    int32_t activation;
-};
-
-// R rows of a product with one panel.
-template <int R>
-void multiply(const Tile& tile) {
-    Vec sums[R][VECTORS];
-    for (int r = 0; r < R; r++)
-        for (int v = 0; v < VECTORS; v++) sums[r][v] = load(tile.panel + v * LANES);
-    const float* weight = tile.panel + PANEL;
-    const int64_t size = (1 + tile.in) * PANEL;
-    for (int64_t k = 0; k < tile.in; k++, weight += PANEL) {
-        Vec weights[VECTORS];
-        for (int v = 0; v < VECTORS; v++) {
-            weights[v] = load(weight + v * LANES);
-            __builtin_prefetch(weight + size + v * LANES, 0, 2);  // the next panel, into the second level
-        }
-        for (int r = 0; r < R; r++) {
-            const Vec value = splat(tile.a[r][k]);
-            for (int v = 0; v < VECTORS; v++) sums[r][v] += value * weights[v];
-        }
-    }
-    for (int r = 0; r < R; r++) {
-        float* c = tile.c[r];
-        float values[PANEL];
-        float* target = tile.columns == PANEL ? c : values;
-        for (int v = 0; v < VECTORS; v++)
-            store(target + v * LANES, tile.epilogue == ACTIVATE ? activate(sums[r][v], tile.activation) : sums[r][v]);
-        if (tile.columns != PANEL) std::memcpy(c, values, tile.columns * sizeof(float));
-        if (tile.epilogue == ADD_TO_ROWS) add(c, tile.added + r * tile.c.stride, tile.columns);
-    }
-}
-
-using Multiply = void (*)(const Tile&);
-
-template <int... R>
-constexpr std::array<Multiply, sizeof...(R)> multiplies(std::integer_sequence<int, R...>) {
-    return {multiply<R + 1>...};
-}
-
-constexpr auto MULTIPLY = multiplies(std::make_integer_sequence<int, TILE>());  // by the number of rows, less 1
-
-// c = a W + b for the panels first..last-1 of W, a [num_rows, in].
-void product(Rows<float> c, Rows<const float> a, int64_t num_rows, const Affine& affine, int64_t first, int64_t last,
-             Epilogue epilogue = STORE, int32_t activation = 0, const float* added = nullptr) {
-    const int64_t num_tiles = (num_rows + TILE - 1) / TILE;
-    for (int64_t p = first; p < last; p++) {
-        const float* panel = affine.panels + p * PANEL * (1 + affine.in);
-        const int64_t column = p * PANEL, columns = std::min<int64_t>(PANEL, affine.out - column);
-        for (int64_t t = 0; t < num_tiles; t++) {  // of nearly equal height
-            const int64_t start = t * num_rows / num_tiles, end = (t + 1) * num_rows / num_tiles;
-            MULTIPLY[end - start - 1]({{a[start], a.stride}, panel, {c[start] + column, c.stride},
-                                       added + start * c.stride + column, affine.in, columns, epilogue, activation});
-        }
-    }
-}
-
-inline int64_t num_panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
-
-// All of c = a W + b, where rows follow each other.
-void product(float* c, const float* a, int64_t num_rows, const Affine& affine, Epilogue epilogue = STORE,
-             const float* added = nullptr) {
-    product({c, affine.out}, {a, affine.in}, num_rows, affine, 0, num_panels(affine.out), epilogue, 0, added);
-}
-
-// The panels of a matrix W [in, out] that is known only now, without a bias.
-class Panels {
-public:
-    Panels(int64_t in, int64_t out) : in_(in), out_(out), values_(num_panels(out) * (1 + in) * PANEL) {}
-
-    void set_row(int64_t row, const float* x) {
-        for (int64_t column = 0; column < out_; column += PANEL)
-            std::memcpy(place(row, column), x + column, std::min<int64_t>(PANEL, out_ - column) * sizeof(float));
-    }
-
-    void set_column(int64_t column, const float* x) {
-        float* const first = place(0, column);
-        for (int64_t row = 0; row < in_; row++) first[row * PANEL] = x[row];
-    }
-
-    operator Affine() const { return {values_.data(), (int32_t)in_, (int32_t)out_}; }
-
-private:
-    float* place(int64_t row, int64_t column) {
-        return &values_[(column / PANEL * (1 + in_) + 1 + row) * PANEL + column % PANEL];
-    }
-
-    const int64_t in_, out_;
-    std::vector<float> values_;
-};
 
 // -- teams -----------------------------------------------------------------------------------------------------------
 
@@ -440,13 +164,15 @@ struct Member {
     int index, size;
     Barrier& barrier;
     std::vector<float> normalised, scores;
+    std::vector<Pair> rounded;  // rows of [D]
     Panels keys, values;  // of one head of self-attention
 
     Member(const Program& program, int64_t first, int64_t last, int index, int size, Barrier& barrier)
         : p(program), first(first), last(last), index(index), size(size), barrier(barrier),
           normalised((last - first) * std::max(p.rows, p.condition_tokens) * 2 * p.width),
-          scores(std::max(p.rows * whole_vectors(p.rows), whole_vectors(p.condition_tokens * p.heads))), keys(p.width / p.heads, p.rows),
-          values(p.rows, p.width / p.heads) {}
+          scores(std::max(p.rows * whole_vectors(p.rows), whole_vectors(p.condition_tokens * p.heads))),
+          rounded(p.precision == BFLOAT16 ? (last - first) * p.rows * num_pairs(p.width) : 0),
+          keys(p.width / p.heads, p.rows), values(p.rows, p.width / p.heads) {}
 
     int64_t share(int64_t n, int i) const { return n * i / size; }
 
@@ -455,11 +181,23 @@ struct Member {
     int64_t last_row() const { return first * p.rows + share((last - first) * p.rows, index + 1); }
 
     // All columns of `c`, each member a share of them; c and a start at the team's first row.
-    void shared_product(float* c, const float* a, int64_t num_rows, const Affine& affine, Epilogue epilogue = STORE,
+    template <class In, class Out>
+    void shared_product(Out* c, Rows<const In> a, int64_t num_rows, const Affine& affine, Epilogue epilogue = STORE,
                         int32_t activation = 0) {
-        const int64_t panels = num_panels(affine.out);
-        product({c, affine.out}, {a, affine.in}, num_rows, affine, share(panels, index), share(panels, index + 1),
-                epilogue, activation);
+        product(Rows<Out>{c, length<Out>(affine.out)}, a, num_rows, affine, epilogue, activation, nullptr,
+                {index, size});
+    }
+
+    // Rows of x [D] as what a product takes.
+    template <class Operand>
+    Rows<const Operand> operands(const float* x, int64_t num_rows) {
+        if constexpr (std::is_same_v<Operand, Pair>) {
+            const int64_t stride = num_pairs(p.width);
+            for (int64_t row = 0; row < num_rows; row++) round(&rounded[row * stride], x + row * p.width, p.width);
+            return {rounded.data(), stride};
+        } else {
+            return {x, p.width};
+        }
     }
 
     void run() {
@@ -503,30 +241,39 @@ struct Member {
         const Block& block = p.blocks[number];
         float* residual = p.residuals + number * p.batch * p.rows * p.width;
         if (block.kind == CROSS_ATTENTION) return cross_attention(block, residual);
-        const int64_t D = p.width, start = first * p.rows, num_rows = (last - first) * p.rows;
         barrier.wait();
+        if (p.precision == BFLOAT16) compute<Pair>(block, residual);
+        else compute<float>(block, residual);
+        barrier.wait();
+        if (block.modulation) gate(block, residual);
+    }
+
+    template <class Operand>
+    void compute(const Block& block, float* residual) {
+        const int64_t D = p.width, start = first * p.rows, num_rows = (last - first) * p.rows;
         for (int64_t row = 0; row < num_rows; row++)  // by every member, for itself: cheaper than to wait
             normalise(&normalised[row * D], p.x + (start + row) * D, norm_of(block, start + row), D);
+        const Rows<const Operand> x = operands<Operand>(normalised.data(), num_rows);
         if (block.kind == FEED_FORWARD) {
-            float* hidden = p.hidden + start * p.hidden_width;
-            shared_product(hidden, normalised.data(), num_rows, block.first, ACTIVATE, block.activation);
+            Operand* hidden = (Operand*)(p.hidden + start * p.hidden_width);
+            shared_product(hidden, x, num_rows, block.first, ACTIVATE, block.activation);
             barrier.wait();
-            shared_product(residual + start * D, hidden, num_rows, block.second);
+            const Rows<const Operand> from{hidden, length<Operand>(block.second.in)};
+            shared_product(residual + start * D, from, num_rows, block.second);
         } else {
-            shared_product(p.qkv + start * 3 * D, normalised.data(), num_rows, block.first);
+            shared_product(p.qkv + start * 3 * D, x, num_rows, block.first);
             barrier.wait();
             const int64_t pairs = (last - first) * p.heads;  // of batch entry and head
             for (int64_t i = share(pairs, index); i < share(pairs, index + 1); i++)
                 attend(first + i / p.heads, i % p.heads, block);
             barrier.wait();
-            shared_product(residual + start * D, p.mixed + start * D, num_rows, block.second);
+            shared_product(residual + start * D, operands<Operand>(p.mixed + start * D, num_rows), num_rows, block.second);
         }
-        if (block.modulation) gate(block, residual);
-        barrier.wait();
     }
 
-    // No barrier: the last block that read a modulation ended with one, the next one begins with one.
+    // No barrier at its end: the block that it is for begins with one.
     void modulate(const Block& block, const Instruction& instruction) {
+        barrier.wait();
         const int64_t n = 3 * p.width, begin = share(n, index), end = share(n, index + 1);
         for (int64_t entry = first; entry < last; entry++) {
             float* modulation = block.modulation + entry * n;
@@ -542,12 +289,11 @@ struct Member {
         return {shift + p.width, shift, block.norm.epsilon};
     }
 
-    // Gates the columns of a residual that this member computed.
+    // Gates the rows of a residual that are this member's.
     void gate(const Block& block, float* residual) {
-        const int64_t D = p.width, panels = num_panels(D);
-        const int64_t begin = std::min(share(panels, index) * PANEL, D), end = std::min(share(panels, index + 1) * PANEL, D);
-        for (int64_t row = first * p.rows; row < last * p.rows; row++)
-            multiply_by(residual + row * D + begin, block.modulation + (row / p.rows * 3 + 2) * D + begin, end - begin);
+        const int64_t D = p.width;
+        for (int64_t row = first_row(); row < last_row(); row++)
+            multiply_by(residual + row * D, block.modulation + (row / p.rows * 3 + 2) * D, D);
     }
 
     // One head of self-attention, from qkv to mixed.
@@ -564,17 +310,18 @@ struct Member {
         const Rows<const float> key{query.first + D, 3 * D}, value{query.first + 2 * D, 3 * D};
         for (int64_t j = 0; j < N; j++) keys.set_column(j, key[j]), values.set_row(j, value[j]);
         const Rows<float> probabilities{scores.data(), whole_vectors(N)};
-        product(probabilities, query, N, keys, 0, num_panels(N));
+        product(probabilities, query, N, keys);
         for (int64_t i = 0; i < N; i++) {
             float* row = probabilities[i];
             for (int64_t j = 0; j < N; j++) {
                 const float added = mask ? mask[i * N + j] : 0.0f;
                 row[j] = added == -INFINITY ? -INFINITY : row[j] * scale + added;
             }
-            softmax(row, N, 1);
+            std::fill(row + N, row + probabilities.stride, -INFINITY);
+            softmax(row, N);
         }
         float* mixed = p.mixed + entry * N * D + head * head_width;
-        product({mixed, D}, {scores.data(), probabilities.stride}, N, values, 0, num_panels(head_width));
+        product(Rows<float>{mixed, D}, Rows<const float>{scores.data(), probabilities.stride}, N, values);
     }
 
     void cross_attention(const Block& block, float* residual) {
@@ -586,9 +333,7 @@ struct Member {
             normalise(normalised.data(), p.x + row * D, block.norm, D);
             for (int64_t i = 0; i < J * H; i++) scores[i] = dot(normalised.data(), logits + i * D, D) + offset[i];
             softmax(scores.data(), J, H);
-            float* out = residual + row * D;
-            std::memcpy(out, block.out_bias, D * sizeof(float));
-            for (int64_t i = 0; i < J * H; i++) add_scaled(out, values + i * D, scores[i], D);
+            combine(residual + row * D, block.out_bias, values, scores.data(), J * H, D);
         }
     }
 

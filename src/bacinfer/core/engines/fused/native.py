@@ -1,4 +1,4 @@
-"""Runs a program in compiled code (`native.cpp`), in single precision on the CPU.
+"""Runs a program in compiled code (`native.cpp`), on the CPU in single precision, or with products in bfloat16.
 
 The structs mirror those of the C++ source, in their order; before anything runs, their layouts are compared.
 """
@@ -57,6 +57,7 @@ class _Program(ctypes.Structure):
     _fields_ = (
         *((name, c_int64) for name in _SIZES),
         ("clip", c_float),
+        ("precision", c_int32),
         *((name, c_void_p) for name in _BUFFERS),
         *((name, _Affine) for name in ("input", "head")),
         *((name, _Norm) for name in ("stack_norm", "final_norm")),
@@ -66,6 +67,10 @@ class _Program(ctypes.Structure):
 
 
 _STRUCTS: tuple[type[ctypes.Structure], ...] = (_Norm, _Affine, _Block, _Instruction, _Program)
+
+MULTIPLICATIONS_OF_A_THREAD = 1 << 15
+"""A batch entry's in a product between two barriers, for every further thread that shares the entry. (16 rows: a second
+thread gains nothing at a width of 32, and a sixth at 48.)"""
 
 _KINDS = (op.SelfAttention, op.CrossAttention, op.FeedForward)
 _OPERATIONS: tuple[Any, ...] = (
@@ -77,21 +82,28 @@ _ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.gelu, F.relu, _GELU_TA
 
 
 class NativeProgram:
-    """A program in compiled code, on as many threads as PyTorch uses (`torch.set_num_threads`).
+    """A program in compiled code, on at most as many threads as PyTorch uses (`torch.set_num_threads`).
+
+    Args:
+        program: In single precision.
+        halves: Whether the weights of self-attention and feed-forward blocks, and what is multiplied with them, are
+            rounded to bfloat16; sums stay in single precision.
 
     Raises:
         NativeUnavailableError: if there is no compiled code for it here.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *, halves: bool = False) -> None:
         _check(program)
         self._library = native_library()
         _check_structs(self._library)
         self.program = program
+        self._halves = halves
         hidden_widths = [len(w.first.bias) for w in program.constants.weights if isinstance(w, FeedForwardWeights)]
         self._mixed = torch.zeros_like(program.buffers.x)
-        self._hidden = self._mixed.new_zeros(len(self._mixed), max(hidden_widths, default=0))
-        join_panels(_affines(program), self._library.panel_width())
+        hidden_width = max(hidden_widths, default=0)
+        self._hidden = self._mixed.new_zeros(len(self._mixed), hidden_width + hidden_width % 2)
+        join_panels(_affines(program, halves), self._library.panel_width())
         self._kept: list[Any] = []  # what the structs point to
         self._struct = self._encode()
 
@@ -108,7 +120,15 @@ class NativeProgram:
     def run(self) -> None:
         """Denoises what was loaded, in place."""
         self.program.encode_condition()
-        self._library.run(ctypes.byref(self._struct), torch.get_num_threads(), *openmp())
+        self._library.run(ctypes.byref(self._struct), self.num_threads, *openmp())
+
+    @property
+    def num_threads(self) -> int:
+        """Those that its work is enough for: a few for each entry of its batch, as they have to wait for each other."""
+        buffers = self.program.buffers
+        multiplications = buffers.rows * buffers.x.shape[-1] ** 2  # of the smallest product with weights
+        sharing = -(-multiplications // MULTIPLICATIONS_OF_A_THREAD)
+        return min(torch.get_num_threads(), buffers.batch * sharing)
 
     # -- encoding ----------------------------------------------------------------------------------------------------
 
@@ -128,6 +148,7 @@ class NativeProgram:
             heads=constants.denoiser.num_heads,
             condition_tokens=buffers.num_condition_tokens,
             clip=math.inf if clip is None else clip,
+            precision=self._halves,
             **{name: self._pointer(own[name] if name in own else getattr(buffers, name)) for name in _BUFFERS},
             input=self._affine(constants.input),
             head=self._affine(constants.head),
@@ -150,9 +171,9 @@ class NativeProgram:
             return _Norm()
         return _Norm(self._pointer(norm.module.weight), self._pointer(norm.module.bias), norm.module.eps)
 
-    def _affine(self, affine: Affine) -> _Affine:
+    def _affine(self, affine: Affine, halves: bool = False) -> _Affine:
         outputs, inputs = affine.weight.shape
-        return _Affine(self._pointer(affine.panels(self._library.panel_width())), inputs, outputs)
+        return _Affine(self._pointer(affine.panels(self._library.panel_width(), halves)), inputs, outputs)
 
     def _block(self, block: BlockInstruction) -> _Block:
         norm, modulation = self._norm(block.weights.norm), self._pointer(self.program.buffers.modulation)
@@ -160,11 +181,11 @@ class NativeProgram:
         if isinstance(block, op.FeedForward):
             weights = block.weights
             activation = _ACTIVATIONS.index(_activation(weights.activation))
-            first, second = self._affine(weights.first), self._affine(weights.second)
+            first, second = (self._affine(part, self._halves) for part in (weights.first, weights.second))
             return _Block(activation=activation, first=first, second=second, **common)
         if isinstance(block, op.SelfAttention):
             mask, rotation = self._pointer(self.program.buffers.mask), self._rotation(block.weights.rotation)
-            first, second = self._affine(block.weights.qkv), self._affine(block.weights.out)
+            first, second = (self._affine(part, self._halves) for part in (block.weights.qkv, block.weights.out))
             return _Block(first=first, second=second, mask=mask, rotation=rotation, **common)
         parts: CrossAttentionWeights = block.weights
         return _Block(
@@ -214,15 +235,16 @@ class NativeProgram:
         return {}
 
 
-def _affines(program: Program) -> list[Affine]:
-    """All that a program multiplies by, in the order of its blocks."""
+def _affines(program: Program, halves: bool) -> list[tuple[Affine, bool]]:
+    """All that a program multiplies by, in the order of its blocks, each with whether it is in halves."""
     constants = program.constants
     parts = [
-        constants.input,
-        *(part for weights in constants.weights for part in vars(weights).values()),
-        constants.head,
+        (part, halves and not isinstance(weights, CrossAttentionWeights))
+        for weights in constants.weights
+        for part in vars(weights).values()
+        if isinstance(part, Affine)
     ]
-    return [part for part in parts if isinstance(part, Affine)]
+    return [(constants.input, False), *parts, (constants.head, False)]
 
 
 def _check_structs(library: ctypes.CDLL) -> None:

@@ -1,4 +1,4 @@
-"""Compiles `native.cpp` for this machine, once, and loads it.
+"""Compiles `native.cpp` and its headers for this machine, once, and loads it.
 
 The cache directory holds ``native-<key>-<digest>.so``. The key stands for what was compiled and for which machine; the
 digest is the file's own, so that a file that was cut short or overwritten is compiled anew instead of loaded: it would
@@ -125,7 +125,8 @@ def _key(command: list[str]) -> str:
     But not the compiler's version: what another one made is as good, and it may be gone.
     """
     system = (platform.system(), platform.machine(), *platform.libc_ver(), _processor())
-    return _digest("\0".join([SOURCE.read_text(), shlex.join(command), *system]).encode())
+    sources = [path.read_text() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+    return _digest("\0".join([*sources, shlex.join(command), *system]).encode())
 
 
 def _digest(content: bytes) -> str:

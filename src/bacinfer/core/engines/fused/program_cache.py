@@ -19,7 +19,7 @@ from bacinfer.core.engines.fused.networks import read_network
 from bacinfer.core.engines.fused.policy_watch import PolicyWatch
 from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.fused.recognition import unknown_function
-from bacinfer.core.engines.fused.runners import RUNNERS, Runner
+from bacinfer.core.engines.fused.runners import Runner, make_runner
 from bacinfer.core.engines.loops import Loop
 from bacinfer.core.engines.planned_scheduler import warm_steps
 from bacinfer.core.engines.sampling_call import SamplingCall
@@ -38,19 +38,23 @@ class ProgramCache:
         phase: What the programs execute.
         known_functions_only: Whether a policy is refused whose functions are not those that programs were written for;
             otherwise its programs are compared with it over whole trajectories.
+        precision: Of products, one of `PRECISIONS`; None: the policy's own, in which programs are compared in any case.
     """
 
-    def __init__(self, blocks: Sequence[Block], phase: Phase, *, known_functions_only: bool) -> None:
+    def __init__(
+        self, blocks: Sequence[Block], phase: Phase, *, known_functions_only: bool, precision: str | None = None
+    ) -> None:
         self.blocks = blocks
         self.phase = phase
         self.known_functions_only = known_functions_only
+        self.precision = precision
         self._watch: PolicyWatch | None = None  # of the policy that the programs are for
         self._constants: dict[torch.dtype, Constants] = {}
         self._runners: OrderedDict[Any, Runner] = OrderedDict()
         self._obstacles: dict[Any, str] = {}  # why there is no runner; an error would keep its call's tensors
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = partial(ProgramCache, known_functions_only=self.known_functions_only)
+        make = partial(ProgramCache, known_functions_only=self.known_functions_only, precision=self.precision)
         return make, (self.blocks, self.phase)
 
     @property
@@ -101,7 +105,7 @@ class ProgramCache:
             raise UnsupportedPolicyError(self._obstacles[key])
         if key not in self._runners:
             try:
-                self._runners[key] = self._compile(loop, plain, call, dtype, RUNNERS[kind])
+                self._runners[key] = self._compile(loop, plain, call, dtype, kind)
             except UnsupportedPolicyError as error:
                 self._obstacles[key] = str(error)
                 raise
@@ -128,15 +132,15 @@ class ProgramCache:
         plain: Callable[[SamplingCall], Tensor],
         call: SamplingCall,
         dtype: torch.dtype,
-        make_runner: Callable[[Program], Runner],
+        kind: str,
     ) -> Runner:
         weight = next(loop.model.parameters())
         if call.given.dtype != weight.dtype or call.given.device != weight.device:
             raise UnsupportedPolicyError(f"its trajectory is {call.given.dtype} on {call.given.device}, its model not")
 
-        def runner_of(constants: Constants, call: SamplingCall) -> Runner:
+        def runner_of(constants: Constants, precision: str | None, call: SamplingCall) -> Runner:
             with _no_autocast(call.given.device):
-                return make_runner(Program(constants, call))
+                return make_runner(kind, Program(constants, call), precision)
 
         unknown = self.check_functions(loop)
         if unknown is not None or dtype not in self._constants:
@@ -150,11 +154,11 @@ class ProgramCache:
                 cold,
                 num_steps,
                 dtype,
-                partial(runner_of, self._prepare(loop, Phase(everything), dtype)),
+                partial(runner_of, self._prepare(loop, Phase(everything), dtype), None),
             )
         if dtype not in self._constants:
             self._constants[dtype] = self._prepare(loop, self.phase, dtype)
-        return runner_of(self._constants[dtype], call)
+        return runner_of(self._constants[dtype], self.precision, call)
 
     def _prepare(self, loop: Loop, phase: Phase, dtype: torch.dtype) -> Constants:
         if phase.sampler is None:

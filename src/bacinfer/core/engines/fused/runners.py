@@ -13,7 +13,7 @@ from torch import Tensor
 from bacinfer.core.engines.base import UnsupportedPolicyError
 from bacinfer.core.engines.fused.cuda_graph import CapturedProgram
 from bacinfer.core.engines.fused.native import NativeProgram
-from bacinfer.core.engines.fused.native_library import NativeUnavailableError
+from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library
 from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.sampling_call import SamplingCall
 
@@ -41,6 +41,10 @@ def compiled_or_python(program: Program) -> Runner:
         return program
 
 
+BF16 = "bf16"
+PRECISIONS = (BF16,)
+"""Of products, besides the policy's own."""
+
 RUNNERS: Mapping[str, Callable[[Program], Runner]] = {"fused": compiled_or_python, "cuda_graph": CapturedProgram}
 """By the names of the engines."""
 
@@ -50,10 +54,36 @@ def fastest_on(device: torch.device) -> str:
     return "cuda_graph" if device.type == "cuda" else "fused"
 
 
-def check_device(name: str, device: torch.device) -> None:
+def make_runner(name: str, program: Program, precision: str | None) -> Runner:
+    """A program in the form in which it runs.
+
+    Args:
+        name: A key of `RUNNERS`.
+        precision: One of `PRECISIONS`; None: the policy's own.
+
+    Raises:
+        UnsupportedPolicyError: the program does not run in that precision.
+    """
+    if precision is None:
+        return RUNNERS[name](program)
+    try:
+        return NativeProgram(program, halves=precision == BF16)
+    except NativeUnavailableError as error:
+        raise UnsupportedPolicyError(f"compiled code cannot run its program: {error}") from error
+
+
+def check_device(name: str, device: torch.device, precision: str | None = None) -> None:
     """Raises UnsupportedPolicyError if programs cannot run so on a device."""
     if name == "cuda_graph" and device.type != "cuda":
         raise UnsupportedPolicyError(f"it is on {device}, and CUDA graphs need it on a CUDA device")
+    if precision is None:
+        return
+    if name != "fused" or device.type != "cpu":
+        raise UnsupportedPolicyError(f"only the engine 'fused' on a CPU has that; this is {name!r} on {device}")
+    try:
+        native_library()
+    except NativeUnavailableError as error:
+        raise UnsupportedPolicyError(f"it takes compiled code, and {error}") from error
 
 
 @functools.cache

@@ -1,0 +1,243 @@
+"""Products in bfloat16, against PyTorch with the same operands rounded; and where they are refused.
+
+Both round what differs in its last digits, now and then to different neighbours: so a few numbers differ by what one
+operand's rounding makes of them, and all others by what single precision does.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bacinfer
+from bacinfer import CacheSchedule, Sampler, SamplingPlan
+from bacinfer.core.blocks import find_blocks
+from bacinfer.core.engines.fused import instructions as op
+from bacinfer.core.engines.fused import native, program_cache, runners
+from bacinfer.core.engines.fused.denoiser import Affine, FeedForwardWeights, SelfAttentionWeights
+from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library
+from bacinfer.core.engines.fused.program import Program
+from core.fused.fused_helpers import act, make_policy
+from core.fused.native_executable import EMULATOR
+from core.fused.test_fused_engine import without_compiler
+from core.fused.test_native import POLICIES, make_program
+from helpers import TinyPolicy
+from tiny_policies import VARIANTS, K
+
+PUSHT = Path("assets/pusht/pusht_transformer.ckpt")
+INSTRUCTIONS = ["", "-mno-avx512bf16", "-mno-avx512f"]  # what compilers are told to leave out
+ERROR = 5e-5  # of a block's largest value, on average; bfloat16 makes 1e-3 of it
+ONE_ROUNDING = 2e-3  # of the largest value, where an operand was rounded to its other neighbour
+NOTICEABLE = 1e-4  # what bfloat16 does to normalised actions, RMS; and of a shipped policy it does at most
+MOVED = 0.01
+
+needs_avx512 = pytest.mark.skipif(
+    bool(EMULATOR) or "avx512" not in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else True,
+    reason="the processor has no AVX-512 to leave out",
+)
+
+
+@pytest.fixture(params=[pytest.param(flag, marks=[needs_avx512] if flag else []) for flag in INSTRUCTIONS])
+def _vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code for the processor's instructions, all or some of them."""
+    if request.param:
+        monkeypatch.setenv("CXX", f"c++ {request.param}")
+        library = native_library.__wrapped__()
+        monkeypatch.setattr(native, "native_library", lambda: library)
+
+
+class RoundedAffine(Affine):
+    """Both factors are rounded to bfloat16; products and sums are in single precision."""
+
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.addmm(self.bias, x.bfloat16().float(), self.weight.bfloat16().float().t(), out=out)
+
+
+def rounded(weights: Any) -> Any:
+    """The weights of a block with which its instruction computes what compiled code does in bfloat16."""
+    if not isinstance(weights, (SelfAttentionWeights, FeedForwardWeights)):
+        return weights
+    parts = {name: part for name, part in vars(weights).items() if isinstance(part, Affine)}
+    return replace(weights, **{name: RoundedAffine(part.weight, part.bias) for name, part in parts.items()})
+
+
+def act_rounded(policy: Any, plan: Any) -> Tensor:
+    """What the program puts out from Python, with rounded operands."""
+    make_constants = program_cache.Constants
+    with pytest.MonkeyPatch.context() as monkeypatch:
+
+        def constants(*arguments: Any) -> Any:
+            made = make_constants(*arguments)
+            made.weights = [rounded(weights) for weights in made.weights]
+            return made
+
+        without_compiler(monkeypatch)
+        monkeypatch.setattr(program_cache, "Constants", constants)
+        monkeypatch.setattr(program_cache, "compare", lambda *_: None)
+        return act(bacinfer.apply(copy.deepcopy(policy), plan, engine="fused"))
+
+
+def act_in_bf16(policy: Any, plan: Any, engine: str = "fused") -> Tensor:
+    return act(bacinfer.apply(copy.deepcopy(policy), plan, engine=engine, precision="bf16"))
+
+
+# -- what it computes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_vectors")
+@pytest.mark.parametrize("variant", POLICIES)
+@torch.no_grad()
+def test_blocks_compute_what_pytorch_does_with_rounded_operands(variant: str) -> None:
+    program = make_program(variant)
+    residuals = program.buffers.residuals
+    for block in program.blocks:
+        found, single = (run_block(program, block, halves).clone() for halves in (True, False))
+        program.encode_condition()
+        replace(block, weights=rounded(block.weights)).run(program.buffers)
+        expected = residuals[block.block]
+        largest = expected.abs().max()
+        error, of_single = ((other - expected).abs() / largest for other in (found, single))
+        assert error.max() < ONE_ROUNDING
+        assert error.mean() < ERROR
+        assert isinstance(block, op.CrossAttention) or of_single.mean() > 5 * ERROR
+
+
+def run_block(program: Program, block: Any, halves: bool) -> Tensor:
+    alone = copy.copy(program)
+    alone.instructions = [block]
+    runners.NativeProgram(alone, halves=halves).run()
+    return program.buffers.residuals[block.block]
+
+
+@pytest.mark.usefixtures("_vectors")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_actions_are_those_of_rounded_operands(variant: str) -> None:
+    policy = make_policy(variant)
+    every = CacheSchedule(K, {block.key: range(0, K, 2) for block in find_blocks(policy.model)})
+    for plan in (SamplingPlan(), SamplingPlan(every)):
+        if policy.num_inference_steps != K and plan.cache is not None:
+            continue
+        expected = act_rounded(policy, plan)
+        moved = rms(act(bacinfer.apply(copy.deepcopy(policy), plan)) - expected)
+        assert moved > NOTICEABLE
+        assert rms(act_in_bf16(policy, plan) - expected) < moved / 2
+
+
+def rms(difference: Tensor) -> float:
+    return difference.square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_threads_give_the_same_actions_every_time(
+    num_threads: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "MULTIPLICATIONS_OF_A_THREAD", 1)
+    policy = bacinfer.apply(make_policy(), SamplingPlan(), precision="bf16")
+    alone, before = act(policy, batch), torch.get_num_threads()
+    try:
+        torch.set_num_threads(num_threads)
+        found = [act(policy, batch) for _ in range(3)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(other, found[0]) for other in found)
+    assert rms(found[0] - alone) < rms(act(make_policy(), batch) - alone) / 2
+
+
+def test_the_shipped_policies_actions_move_by_little() -> None:
+    policy = bacinfer.load_policy(PUSHT)
+    plan = SamplingPlan(sampler=Sampler("own", 10))
+    observation = {"obs": torch.full((8, policy.n_obs_steps, policy.obs_dim), 256.0)}
+
+    def normalised(**precision: str) -> Tensor:
+        torch.manual_seed(0)
+        bacinfer.apply(policy, plan, **precision)
+        return policy.normalizer["action"].normalize(policy.predict_action(observation)["action_pred"])
+
+    assert NOTICEABLE < rms(normalised(precision="bf16") - normalised()) < MOVED
+
+
+# -- what happens to the policy --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_changed_weights_are_seen_at_the_next_call() -> None:
+    policy = bacinfer.apply(make_policy(), SamplingPlan(), precision="bf16")
+    before = act(policy)
+    for layer in policy.model.decoder.layers:
+        layer.linear1.weight *= 1.5
+    after = act(policy)
+    assert rms(after - before) > NOTICEABLE
+    bacinfer.remove(policy)
+    assert torch.equal(after, act_in_bf16(policy, SamplingPlan()))
+
+
+def test_a_policy_is_told_from_its_own_precision_and_restored() -> None:
+    policy = make_policy()
+    plain = act(policy)
+    for precision in ("bf16", None, "bf16"):
+        bacinfer.apply(policy, SamplingPlan(), precision=precision)
+        found = bacinfer.summary(policy)
+        assert (found.engine, found.precision) == ("fused", precision)
+        assert ("in bf16" in str(found)) == (precision is not None)
+    act(policy)
+    bacinfer.remove(policy)
+    assert torch.equal(act(policy), plain)
+    assert bacinfer.summary(policy).precision is None
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_unknown_precisions_and_engines_without_it_are_refused() -> None:
+    policy = make_policy()
+    with pytest.raises(ValueError, match="unknown precision 'fp8'; there is bf16"):
+        bacinfer.apply(policy, SamplingPlan(), precision="fp8")
+    with pytest.raises(ValueError, match="'eager' computes blocks by the policy's own code, not in 'bf16'"):
+        bacinfer.apply(policy, SamplingPlan(), engine="eager", precision="bf16")
+    with pytest.raises(ValueError, match="precision 'bf16' is not to be had"):
+        bacinfer.apply(policy, SamplingPlan(), engine="cuda_graph", precision="bf16")
+    assert bacinfer.summary(policy).engine is None
+
+
+def test_auto_refuses_what_it_would_leave_to_the_eager_engine() -> None:
+    with pytest.raises(ValueError, match=r"precision 'bf16' is not to be had for this policy: no program was written"):
+        bacinfer.apply(TinyPolicy(), SamplingPlan(), precision="bf16")
+
+    class Other(type(make_policy())):  # type: ignore[misc]
+        def conditional_sample(
+            self, condition_data: Any, condition_mask: Any, cond: Any = None, generator: Any = None, **kwargs: Any
+        ) -> Any:
+            return super().conditional_sample(condition_data, condition_mask, cond, generator, **kwargs)
+
+    policy = make_policy()
+    policy.__class__ = Other
+    with pytest.raises(ValueError, match=r"Other\.conditional_sample is not a function that programs were written for"):
+        bacinfer.apply(policy, SamplingPlan(), precision="bf16")
+    assert rms(act_in_bf16(policy, SamplingPlan()) - act_in_bf16(make_policy(), SamplingPlan())) == 0  # if asked for
+
+
+def test_what_compiled_code_cannot_run_is_an_error_at_the_call() -> None:
+    policy = bacinfer.apply(make_policy(), SamplingPlan(), precision="bf16")
+    for layer in policy.model.decoder.layers:
+        layer.activation = nn.SiLU()
+    with pytest.raises(RuntimeError, match=r"precision 'bf16' is not to be had for this policy: .*activation is SiLU"):
+        act(policy)
+    policy = bacinfer.apply(make_policy(), SamplingPlan(), precision="bf16")
+    with pytest.raises(RuntimeError, match="single precision on the CPU"), torch.autocast("cpu", torch.bfloat16):
+        act(policy)
+
+
+def test_without_a_compiler_it_is_refused_before_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable() -> Any:
+        raise NativeUnavailableError("there is no C++ compiler (c++)")
+
+    monkeypatch.setattr(runners, "native_library", unavailable)
+    with pytest.raises(ValueError, match=r"there is no C\+\+ compiler"):
+        bacinfer.apply(make_policy(), SamplingPlan(), precision="bf16")
