@@ -63,7 +63,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[StandInGraph]:
     monkeypatch.setattr(torch.cuda, "current_stream", StandInStream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(engine, "check_device", lambda name, device: None)
+    monkeypatch.setattr(engine, "check_device", lambda *_: None)
     return captured
 
 
