@@ -388,10 +388,10 @@ def test_block_pushing(tmp_path: Path) -> None:
 def test_block_pushing_from_demonstrations_of_the_expert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = read_config(["task=block_pushing_expert"])
     assert task_name(cfg) == "block_pushing"
-    assert (cfg.policy.horizon, cfg.policy.n_obs_steps, cfg.policy.n_action_steps) == (6, 1, 4)
+    assert (cfg.policy.horizon, cfg.policy.n_obs_steps, cfg.policy.n_action_steps) == (6, 1, 2)
     runner = cfg.task.env_runner
-    assert (runner.n_obs_steps, runner.n_action_steps, runner.obs_eef_target) == (1, 4, False)
-    assert (cfg.task.dataset.pad_before, cfg.task.dataset.pad_after) == (0, 3)
+    assert (runner.n_obs_steps, runner.n_action_steps, runner.obs_eef_target) == (1, 2, False)
+    assert (cfg.task.dataset.pad_before, cfg.task.dataset.pad_after) == (0, 1)
     rng = np.random.default_rng(0)
     arrays = {"obs": rng.normal(size=(30, 16)), "action": rng.normal(size=(30, 2)), "episode_ends": np.array([12, 30])}
     files.write_arrays(tmp_path / "demos.npz", arrays, {"env_name": "block_pushing", "count": 2})
@@ -399,7 +399,7 @@ def test_block_pushing_from_demonstrations_of_the_expert(tmp_path: Path, capsys:
     assert main([*command, "training.num_epochs=1"]) == 2
     assert "was recorded with count 2 instead of 1200" in capsys.readouterr().err
     assert main([*command, "training.num_epochs=1", "task.dataset.num_demonstrations=2"]) == 0
-    assert load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt").n_action_steps == 4
+    assert load_policy(tmp_path / "run" / "checkpoints" / "latest.ckpt").n_action_steps == 2
     cfg.task.dataset.num_demonstrations = 2
     shown = load_demonstrations(cfg, tmp_path / "demos.npz")
     assert shown.fields["obs"][:, 8:10].abs().max() == 0  # as in the runner
