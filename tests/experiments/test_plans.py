@@ -75,10 +75,10 @@ def test_plain_and_ddim_need_no_engine(pusht_policy: Any, source: ScheduleSource
     for spec, num_steps in (("plain", K), ("ddim:4", 4), ("own:4", 4)):
         method = parse_method(spec)
         plan = make_plan(pusht_policy, TASK, method, source)
-        with applied(pusht_policy, method, plan, "eager"):
+        with applied(pusht_policy, method, plan, "eager", None):
             assert summary(pusht_policy).engine is None
             assert pusht_policy.num_inference_steps == num_steps
-    with applied(pusht_policy, parse_method("warm:3:2"), SamplingPlan(), "eager"):
+    with applied(pusht_policy, parse_method("warm:3:2"), SamplingPlan(), "eager", None):
         assert summary(pusht_policy).engine == "eager"
 
 
@@ -121,7 +121,7 @@ def test_what_assets_lack_is_found_from_the_policy(pusht_policy: Any, source: Sc
     assert RunAssets(source.found_dir / "ddim_5").similarity_matrices.is_file()
     method = parse_method("ddim:5+bac:2:1")
     plan = make_plan(pusht_policy, TASK, method, source)
-    with applied(pusht_policy, method, plan, "eager"):
+    with applied(pusht_policy, method, plan, "eager", None):
         assert summary(pusht_policy).schedule == on_ddim
         act(pusht_policy, observations())
     assert summary(pusht_policy).mode == "original"
@@ -134,7 +134,7 @@ def test_a_plan_is_for_the_policy_that_it_was_made_for(pusht_policy: Any, source
     assert (plan.made_for.num_inference_steps, plan.made_for.scheduler["class"]) == (K, "DDPMScheduler")
     pusht_policy.num_inference_steps = 7
     with pytest.raises(ValueError, match="made for another policy"):
-        applied(pusht_policy, method, plan, "eager").__enter__()
+        applied(pusht_policy, method, plan, "eager", None).__enter__()
     assert summary(pusht_policy).mode == "original"
 
 
