@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from bacinfer.analysis.residuals import file_digest
 from bacinfer.assets import RunAssets
@@ -29,14 +29,12 @@ from bacinfer.experiments.run_files import (
     write_results,
 )
 from bacinfer.experiments.store import ROW_FILE, ResultsStore, Row, run_directory
-from bacinfer.files import check_path, read_json, write_json
-from bacinfer.lerobot.installation import CONFIG as LEROBOT_CONFIG
+from bacinfer.experiments.subjects import load_diffusion_policy, load_lerobot
+from bacinfer.files import check_path, write_json
 from bacinfer.lerobot.installation import WEIGHTS as LEROBOT_WEIGHTS
-from bacinfer.lerobot.installation import needing_lerobot
 from bacinfer.measurement.action_error import normalised_actions, rms_difference
-from bacinfer.policies import build_policy, read_checkpoint
 from bacinfer.policies.device import check_device
-from bacinfer.tasks import Task, check_disturbable, make_task
+from bacinfer.tasks import Task, check_disturbable
 
 DEFAULT_FIRST_EPISODE_SEED = 100_000
 DEFAULT_EPISODES = 50
@@ -336,24 +334,8 @@ def _load(experiment: Experiment) -> tuple[Any, Task, DictConfig]:
     """The plain policy, its task and its configuration; the last one loaded is kept."""
     path, sha256, device = experiment.checkpoint, experiment.checkpoint_sha256, experiment.device
     if experiment.env is not None:
-        return _load_lerobot(path, sha256, device, experiment.env)
-    return _load_policy(path, sha256, device, experiment.trust_checkpoint)
-
-
-@lru_cache(maxsize=1)
-def _load_lerobot(path: str, sha256: str, device: str, env: str) -> tuple[Any, Task, DictConfig]:
-    policy, task = needing_lerobot("environment").load_subject(Path(path), env, device)
-    return policy, task, OmegaConf.create(read_json(Path(path) / LEROBOT_CONFIG))
-
-
-@lru_cache(maxsize=1)
-def _load_policy(path: str, sha256: str, device: str, trust_checkpoint: bool) -> tuple[Any, Task, DictConfig]:
-    checkpoint = read_checkpoint(path, trust_checkpoint=trust_checkpoint)
-    return (
-        build_policy(checkpoint, device),
-        make_task(checkpoint.cfg, trust_checkpoint=trust_checkpoint),
-        checkpoint.cfg,
-    )
+        return load_lerobot(path, sha256, device, experiment.env)
+    return load_diffusion_policy(path, sha256, device, experiment.trust_checkpoint)
 
 
 @lru_cache

@@ -1,0 +1,32 @@
+"""What experiments evaluate: a policy and its task, from a checkpoint; the last one loaded is kept."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from bacinfer.files import read_json
+from bacinfer.lerobot.installation import CONFIG, needing_lerobot
+from bacinfer.policies import build_policy, read_checkpoint
+from bacinfer.tasks import Task, make_task
+
+
+@lru_cache(maxsize=1)
+def load_diffusion_policy(path: str, sha256: str, device: str, trust_checkpoint: bool) -> tuple[Any, Task, DictConfig]:
+    """The plain policy of a Diffusion Policy checkpoint with this digest, its task and its configuration."""
+    checkpoint = read_checkpoint(path, trust_checkpoint=trust_checkpoint)
+    return (
+        build_policy(checkpoint, device),
+        make_task(checkpoint.cfg, trust_checkpoint=trust_checkpoint),
+        checkpoint.cfg,
+    )
+
+
+@lru_cache(maxsize=1)
+def load_lerobot(path: str, sha256: str, device: str, env: str) -> tuple[Any, Task, DictConfig]:
+    """Likewise of a checkpoint of LeRobot's, in an environment of LeRobot's (see `lerobot.environment`)."""
+    policy, task = needing_lerobot("environment").load_subject(Path(path), env, device)
+    return policy, task, OmegaConf.create(read_json(Path(path) / CONFIG))
