@@ -96,9 +96,7 @@ class Experiment:
 
     @property
     def checkpoint_sha256(self) -> str:
-        path = Path(self.checkpoint)
-        if self.env is not None:
-            path /= LEROBOT_WEIGHTS
+        path = Path(self.checkpoint, *([] if self.env is None else [LEROBOT_WEIGHTS]))
         if not path.is_file():
             raise FileNotFoundError(f"no checkpoint at {path}")
         return _digest(str(path), path.stat().st_mtime_ns)
