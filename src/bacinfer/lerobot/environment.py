@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from lerobot.envs.configs import EnvConfig
 from lerobot.envs.factory import make_env, make_env_config, make_env_pre_post_processors
@@ -22,7 +21,7 @@ from bacinfer.core.patching import Patch
 from bacinfer.lerobot.checkpoint import load_policy, load_processors
 from bacinfer.lerobot.registry import handle
 from bacinfer.measurement.latency import Timed
-from bacinfer.tasks.base import FIRST_TEST_SEED, Rollout, check_count, check_rollout
+from bacinfer.tasks.base import Rollout, check_count, check_rollout, runner_log
 from bacinfer.tasks.video import Frame, open_video
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class EnvironmentTask:
             RuntimeError: the environment cannot be made.
         """
         check_rollout(seeds, video_dir, video_seeds, n_envs)
-        log: dict[str, Any] = {}
+        scores: dict[int, float] = {}
         num_steps: dict[int, int] = {}
         videos: dict[int, Path] = {}
         policy_seconds: list[float] = []
@@ -101,17 +100,13 @@ class EnvironmentTask:
                 films = _Films({batch.index(seed): [] for seed in filmed})
                 found = self._run(policy.act.policy, environments, batch, films, policy_seconds)  # type: ignore[union-attr]
             for i, seed in enumerate(batch):
-                kind = "train" if seed < FIRST_TEST_SEED else "test"
-                log[f"{kind}/sim_max_reward_{seed}"] = self._score(found, i)
+                scores[seed] = self._score(found, i)
                 num_steps[seed] = _length(found, i)
             for seed, path in filmed.items():
                 _write(path, films.frames[batch.index(seed)][: num_steps[seed] + 1], self.config.fps)
                 videos[seed] = path
         seconds = time.perf_counter() - start
-        for kind in ("train", "test"):
-            scores = [score for key, score in log.items() if key.startswith(f"{kind}/")]
-            log |= {f"{kind}/mean_score": float(np.mean(scores))} if scores else {}
-        return Rollout(log, policy_seconds, seconds - sum(policy_seconds), num_steps, videos)
+        return Rollout(runner_log(scores, {}), policy_seconds, seconds - sum(policy_seconds), num_steps, videos)
 
     def _make(self, count: int) -> VectorEnv:
         """Environments of the first of the configuration's tasks."""

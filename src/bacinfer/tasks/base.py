@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 FIRST_TEST_SEED = 10_000
@@ -98,3 +99,18 @@ def check_rollout(
         raise ValueError("videos asked for without a video_dir to put them in")
     if n_envs is not None and n_envs < 1:
         raise ValueError(f"n_envs = {n_envs}: expected at least one environment")
+
+
+def runner_log(scores: Mapping[int, float], failures: Mapping[int, str]) -> dict[str, float | str]:
+    """Diffusion Policy's runner log: each seed's score, the mean of test and of training seeds; and what failed."""
+    log: dict[str, float | str] = {}
+    for prefix in ("train/", "test/"):
+        group = {seed: score for seed, score in scores.items() if _prefix(seed) == prefix}
+        log |= {f"{prefix}sim_max_reward_{seed}": score for seed, score in group.items()}
+        if group:
+            log[f"{prefix}mean_score"] = float(np.mean(list(group.values())))
+    return log | {f"{_prefix(seed)}error_{seed}": error for seed, error in failures.items()}
+
+
+def _prefix(seed: int) -> str:
+    return "test/" if seed >= FIRST_TEST_SEED else "train/"

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bacinfer.core.calls import CallStream, policy_device, timed_call
-from bacinfer.tasks.base import FIRST_TEST_SEED, Rollout, check_count, check_rollout
+from bacinfer.tasks.base import Rollout, check_count, check_rollout, runner_log
 from bacinfer.tasks.disturbances import DisturbableSimulator, DisturbedSimulator, check_disturbable
 from bacinfer.tasks.episodes import Episode, Progress, Recorder, Recording, Simulator
 from bacinfer.tasks.video import open_video
@@ -155,7 +155,7 @@ class SimulatedTask(ABC):
         _report(failures, len(seeds))
         finished = {seed: progress[seed] for seed in seeds if seed not in failures}
         return Rollout(
-            log=_log({seed: episode.score for seed, episode in finished.items()}, failures),
+            log=runner_log({seed: episode.score for seed, episode in finished.items()}, failures),
             policy_seconds=policy_seconds,
             env_seconds=seconds - sum(policy_seconds),
             num_steps={seed: episode.num_steps for seed, episode in finished.items()},
@@ -258,18 +258,3 @@ def _report(failures: Mapping[int, str], num_episodes: int) -> None:
         RuntimeWarning,
         stacklevel=3,
     )
-
-
-def _log(scores: Mapping[int, float], failures: Mapping[int, str]) -> dict[str, float | str]:
-    """Diffusion Policy's runner log: each seed's score, the mean of test and of training seeds; and what failed."""
-    log: dict[str, float | str] = {}
-    for prefix in ("train/", "test/"):
-        group = {seed: score for seed, score in scores.items() if _prefix(seed) == prefix}
-        log |= {f"{prefix}sim_max_reward_{seed}": score for seed, score in group.items()}
-        if group:
-            log[f"{prefix}mean_score"] = float(np.mean(list(group.values())))
-    return log | {f"{_prefix(seed)}error_{seed}": error for seed, error in failures.items()}
-
-
-def _prefix(seed: int) -> str:
-    return "test/" if seed >= FIRST_TEST_SEED else "train/"
