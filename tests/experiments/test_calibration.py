@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import bacinfer
 from bacinfer import Sampler, SamplingPlan
 from bacinfer.commands.calibrate import main
 from bacinfer.experiments import calibration, trials
-from bacinfer.experiments.calibration import Candidate, Target, calibrate, survivors
+from bacinfer.experiments.calibration import FIRST_CONFIRMATION_SEED, Candidate, Target, calibrate, survivors
 from bacinfer.experiments.candidates import default_methods, plans_of
 from bacinfer.experiments.method import parse_methods
 from bacinfer.measurement.latency import Latency
@@ -107,6 +108,20 @@ def test_the_fastest_plan_that_loses_nothing(tmp_path: Path) -> None:
     assert len(seeds[3]) == len(seeds[K]) == 16 + 20
     assert min(seeds[K]) >= FIRST_TEST_SEED
     assert not seeds[K] & set(range(100_000, 101_000)), "test seeds choose nothing"
+
+
+def test_a_plan_that_disappoints_runs_half_of_the_fresh_episodes(tmp_path: Path) -> None:
+    class Disappointing(LossyTask):
+        def rollout(self, policy: Any, seeds: Sequence[int], **settings: Any) -> Rollout:
+            found = super().rollout(policy, seeds, **settings)
+            three = bacinfer.summary(policy).num_inference_steps == 3 and min(seeds) >= FIRST_CONFIRMATION_SEED
+            return replace(found, log={name: score - 0.1 * three for name, score in found.log.items()})
+
+    task = Disappointing()
+    found = found_by(task, tmp_path)
+    assert (found.chosen.name, found.loses_nothing) == ("own:5", True)
+    fresh = [steps for steps, seed in task.episodes if seed >= FIRST_CONFIRMATION_SEED]
+    assert {steps: fresh.count(steps) for steps in fresh} == {K: 20, 3: 10, 5: 20}
 
 
 def test_the_policy_is_left_as_it_was(tmp_path: Path) -> None:
