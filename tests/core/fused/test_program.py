@@ -82,4 +82,4 @@ def test_the_memory_of_compiled_code_is_counted_with_its_own() -> None:
     native = NativeProgram(program)
     assert program.buffer_bytes == before
     rows, width = program.buffers.x.shape
-    assert native.buffer_bytes == before + 4 * rows * (width + 4 * width)
+    assert native.buffer_bytes == before + 4 * rows * 4 * width

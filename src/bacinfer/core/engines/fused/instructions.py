@@ -158,13 +158,20 @@ class Modulate:
 
 @dataclass(frozen=True)
 class CrossAttention:
-    """Computes a cross-attention block of x with the condition as it stands, and stores its residual."""
+    """Computes a cross-attention block of x with the condition as it stands, and stores its residual.
+
+    Args:
+        time: The timestep's token (n = 1), if it is to be the condition's first one.
+    """
 
     block: int
     weights: CrossAttentionWeights
     condition: Condition
+    time: FoldedTokens | None = None
 
     def run(self, buffers: Buffers) -> None:
+        if self.time is not None:
+            _load(self.condition, self.time, first=0)
         batch, rows, tokens, heads = self.condition.offset.shape
         logits, values = self.condition.vectors.flatten(2, 3)  # [B, J H, D]
         x = self.weights.norm(buffers.x).view(batch, rows, -1)
@@ -172,18 +179,6 @@ class CrossAttention:
         attention = attention.view(batch, rows, tokens, heads).softmax(2).flatten(2)
         residual = buffers.residuals[self.block].view(batch, rows, -1)
         torch.baddbmm(self.weights.out_bias, attention, values, out=residual)
-
-
-@dataclass(frozen=True)
-class LoadTime:
-    """Brings the timestep's token, the first of a block's condition, to another step."""
-
-    block: int
-    condition: Condition
-    folded: FoldedTokens  # n = 1
-
-    def run(self, buffers: Buffers) -> None:
-        _load(self.condition, self.folded, first=0)
 
 
 @dataclass(frozen=True)

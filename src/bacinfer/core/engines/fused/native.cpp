@@ -52,8 +52,8 @@ enum Operation : int32_t {
     ADD_RESIDUALS,  // x += residuals[first..last-1]
     STORE_TOTAL,    // total = sum of residuals
     ADD_TOTAL,      // x += total
-    COMPUTE,        // residuals[first] = that block of x
-    LOAD_TIME,      // slot 0 of a condition = source [2, H, D] (stride between the two: last), offset [H]
+    COMPUTE,        // residuals[first] = that block of x; where it has a source [2, H, D] (the two `last` apart) and
+                    // offset [H], they are the first token of its condition
     FOLD,           // slots last.. of a condition = folded source [B, count, D]
     PREDICT,        // output = head(norm(x))
     STEP,           // x0 = clamp((a x + b y) / s); x = c x0 + d x + e y + noise
@@ -82,11 +82,10 @@ struct Program {
     float* residuals;  // [blocks, M, D]
     float* total;      // [M, D]
     float* qkv;        // [M, 3 D]
-    float* mixed;      // [M, D]
-    float* hidden;     // [M, F], F even
     float* output;     // [M, A]
     const float* given;       // [B, T, A]
     const uint8_t* is_given;  // [B, T, A]
+    float* hidden;            // [M, F], F even
     Affine input;             // its bias is in embedded
     Affine head;
     Norm stack_norm;  // weight null: none; so of the next
@@ -118,8 +117,8 @@ const char* structs() {
             << AT(Program, trajectory_width) << AT(Program, width) << AT(Program, hidden_width) << AT(Program, heads)
             << AT(Program, condition_tokens) << AT(Program, clip) << AT(Program, precision) << AT(Program, x) << AT(Program, embedded)
             << AT(Program, tokens) << AT(Program, residuals) << AT(Program, total) << AT(Program, qkv)
-            << AT(Program, mixed) << AT(Program, hidden) << AT(Program, output) << AT(Program, given)
-            << AT(Program, is_given) << AT(Program, input) << AT(Program, head) << AT(Program, stack_norm)
+            << AT(Program, output) << AT(Program, given) << AT(Program, is_given)
+            << AT(Program, hidden) << AT(Program, input) << AT(Program, head) << AT(Program, stack_norm)
             << AT(Program, final_norm) << AT(Program, blocks) << AT(Program, num_blocks) << AT(Program, instructions)
             << AT(Program, num_instructions) << "\n";
         return out.str();
@@ -157,21 +156,36 @@ private:
     std::atomic<int> arrived_{0}, phase_{0};
 };
 
-// One of `size` threads that run the program on the batch entries first..last-1.
+// What the threads share that run the program on the batch entries first..last-1.
+struct Team {
+    const int64_t first, last;
+    const int size;
+    Barrier barrier;
+    std::vector<float> parts;  // of a sum, [size, M, D], where there are several threads
+
+    Team(const Program& program, int64_t first, int64_t last, int size)
+        : first(first), last(last), size(size), barrier(size),
+          parts(size > 1 ? size * (last - first) * program.rows * program.width : 0) {}
+};
+
+// One of those threads.
 struct Member {
     const Program& p;
-    int64_t first, last;
-    int index, size;
+    const int64_t first, last;
+    const int index, size;
     Barrier& barrier;
+    std::vector<float>& parts;
     std::vector<float> normalised, scores;
+    std::vector<float> mixed;  // by self-attention, [M, D]: other columns than those of this member's heads stay 0
     std::vector<Pair> rounded;  // rows of [D]
     Panels keys, values;  // of one head of self-attention
 
-    Member(const Program& program, int64_t first, int64_t last, int index, int size, Barrier& barrier)
-        : p(program), first(first), last(last), index(index), size(size), barrier(barrier),
+    Member(const Program& program, Team& team, int index)
+        : p(program), first(team.first), last(team.last), index(index), size(team.size), barrier(team.barrier),
+          parts(team.parts),
           normalised((last - first) * std::max(p.rows, p.condition_tokens) * 2 * p.width),
           scores(std::max(p.rows * whole_vectors(p.rows), whole_vectors(p.condition_tokens * p.heads))),
-          rounded(p.precision == BFLOAT16 ? (last - first) * p.rows * num_pairs(p.width) : 0),
+          mixed((last - first) * p.rows * p.width), rounded(p.precision == BFLOAT16 ? (last - first) * p.rows * num_pairs(p.width) : 0),
           keys(p.width / p.heads, p.rows), values(p.rows, p.width / p.heads) {}
 
     int64_t share(int64_t n, int i) const { return n * i / size; }
@@ -179,14 +193,6 @@ struct Member {
     // Rows of the stack that are this member's.
     int64_t first_row() const { return first * p.rows + share((last - first) * p.rows, index); }
     int64_t last_row() const { return first * p.rows + share((last - first) * p.rows, index + 1); }
-
-    // All columns of `c`, each member a share of them; c and a start at the team's first row.
-    template <class In, class Out>
-    void shared_product(Out* c, Rows<const In> a, int64_t num_rows, const Affine& affine, Epilogue epilogue = STORE,
-                        int32_t activation = 0) {
-        product(Rows<Out>{c, length<Out>(affine.out)}, a, num_rows, affine, epilogue, activation, nullptr,
-                {index, size});
-    }
 
     // Rows of x [D] as what a product takes.
     template <class Operand>
@@ -224,8 +230,7 @@ struct Member {
                 add_residuals(p.total + offset, 0, p.num_blocks, offset, n);
                 break;
             case ADD_TOTAL: add(p.x + offset, p.total + offset, n); break;
-            case COMPUTE: compute(instruction.first); break;
-            case LOAD_TIME: load_time(p.blocks[instruction.first], instruction); break;
+            case COMPUTE: compute(instruction); break;
             case FOLD: fold(p.blocks[instruction.first], instruction); break;
             case PREDICT: predict(begin, end); break;
             case STEP: step(instruction, begin, end); break;
@@ -237,38 +242,52 @@ struct Member {
         for (int64_t b = from; b < to; b++) add(y, p.residuals + b * p.batch * p.rows * p.width + offset, n);
     }
 
-    void compute(int32_t number) {
-        const Block& block = p.blocks[number];
-        float* residual = p.residuals + number * p.batch * p.rows * p.width;
-        if (block.kind == CROSS_ATTENTION) return cross_attention(block, residual);
+    void compute(const Instruction& instruction) {
+        const Block& block = p.blocks[instruction.first];
+        float* residual = p.residuals + instruction.first * p.batch * p.rows * p.width;
+        if (block.kind == CROSS_ATTENTION) return cross_attention(block, residual, instruction);
         barrier.wait();
         if (p.precision == BFLOAT16) compute<Pair>(block, residual);
         else compute<float>(block, residual);
         barrier.wait();
+        if (size > 1) add_parts(residual);
         if (block.modulation) gate(block, residual);
     }
 
+    // Each member sums over the hidden columns, or the heads, that it computed itself: there is nothing to wait for.
     template <class Operand>
     void compute(const Block& block, float* residual) {
         const int64_t D = p.width, start = first * p.rows, num_rows = (last - first) * p.rows;
         for (int64_t row = 0; row < num_rows; row++)  // by every member, for itself: cheaper than to wait
             normalise(&normalised[row * D], p.x + (start + row) * D, norm_of(block, start + row), D);
         const Rows<const Operand> x = operands<Operand>(normalised.data(), num_rows);
+        const Rows<float> sum{size > 1 ? &parts[index * num_rows * D] : residual + start * D, D};
         if (block.kind == FEED_FORWARD) {
-            Operand* hidden = (Operand*)(p.hidden + start * p.hidden_width);
-            shared_product(hidden, x, num_rows, block.first, ACTIVATE, block.activation);
-            barrier.wait();
-            const Rows<const Operand> from{hidden, length<Operand>(block.second.in)};
-            shared_product(residual + start * D, from, num_rows, block.second);
+            const Part part{index, size};
+            const int64_t panels = num_panels(block.first.out), width = block.first.out;
+            const int64_t begin = part.begin(panels) * PANEL, end = std::min(part.end(panels) * PANEL, width);
+            const Inner inner{length<Operand>(begin), length<Operand>(end), index == 0};
+            const Rows<Operand> hidden{(Operand*)(p.hidden + start * p.hidden_width) + inner.first, length<Operand>(width)};
+            product(hidden, x, num_rows, columns_of<Operand>(block.first, begin, end), ACTIVATE, block.activation);
+            product(sum, Rows<const Operand>{hidden.first, hidden.stride}, num_rows, block.second, inner);
         } else {
-            shared_product(p.qkv + start * 3 * D, x, num_rows, block.first);
+            product(Rows<float>{p.qkv + start * 3 * D, 3 * D}, x, num_rows, block.first, STORE, 0, nullptr, {index, size});
             barrier.wait();
-            const int64_t pairs = (last - first) * p.heads;  // of batch entry and head
-            for (int64_t i = share(pairs, index); i < share(pairs, index + 1); i++)
-                attend(first + i / p.heads, i % p.heads, block);
-            barrier.wait();
-            shared_product(residual + start * D, operands<Operand>(p.mixed + start * D, num_rows), num_rows, block.second);
+            const int64_t begin = share(p.heads, index), end = share(p.heads, index + 1), head_width = D / p.heads;
+            for (int64_t entry = first; entry < last; entry++)
+                for (int64_t head = begin; head < end; head++) attend(entry, head, block);
+            const Inner inner{begin * head_width / VALUES<Operand>, length<Operand>(end * head_width), index == 0};
+            const Rows<const Operand> operand = operands<Operand>(mixed.data(), num_rows);
+            product(sum, Rows<const Operand>{operand.first + inner.first, operand.stride}, num_rows, block.second, inner);
         }
+    }
+
+    // The rows of a residual that are this member's, from the parts of the sum.
+    void add_parts(float* residual) {
+        const int64_t D = p.width, begin = first_row(), n = (last_row() - begin) * D;
+        const float* part = parts.data() + (begin - first * p.rows) * D;
+        std::memcpy(residual + begin * D, part, n * sizeof(float));
+        for (int i = 1; i < size; i++) add(residual + begin * D, part + i * (last - first) * p.rows * D, n);
     }
 
     // No barrier at its end: the block that it is for begins with one.
@@ -296,7 +315,7 @@ struct Member {
             multiply_by(residual + row * D, block.modulation + (row / p.rows * 3 + 2) * D, D);
     }
 
-    // One head of self-attention, from qkv to mixed.
+    // One head of self-attention, from qkv to `mixed`.
     void attend(int64_t entry, int64_t head, const Block& block) {
         const int64_t D = p.width, N = p.rows, head_width = D / p.heads;
         const float scale = 1.0f / std::sqrt((float)head_width);
@@ -320,35 +339,26 @@ struct Member {
             std::fill(row + N, row + probabilities.stride, -INFINITY);
             softmax(row, N);
         }
-        float* mixed = p.mixed + entry * N * D + head * head_width;
-        product(Rows<float>{mixed, D}, Rows<const float>{scores.data(), probabilities.stride}, N, values);
+        const Rows<float> to{&mixed[(entry - first) * N * D + head * head_width], D};
+        product(to, Rows<const float>{scores.data(), probabilities.stride}, N, values);
     }
 
-    void cross_attention(const Block& block, float* residual) {
+    void cross_attention(const Block& block, float* residual, const Instruction& time) {
         const int64_t D = p.width, H = p.heads, J = p.condition_tokens, half = p.batch * J * H * D;
+        const int64_t timed = time.source ? H : 0;  // of the J H logits and values
         for (int64_t row = first_row(); row < last_row(); row++) {
-            const float* logits = block.vectors + (row / p.rows) * J * H * D;
-            const float* values = logits + half;
-            const float* offset = block.offset + row * J * H;
+            const float* const logits = block.vectors + (row / p.rows) * J * H * D;
+            const float* const offset = block.offset + row * J * H;
+            float* const y = residual + row * D;
             normalise(normalised.data(), p.x + row * D, block.norm, D);
-            for (int64_t i = 0; i < J * H; i++) scores[i] = dot(normalised.data(), logits + i * D, D) + offset[i];
+            const float masked = block.mask[row % p.rows * J];
+            for (int64_t i = 0; i < timed; i++)
+                scores[i] = dot(normalised.data(), time.source + i * D, D) + time.offset[i] + masked;
+            for (int64_t i = timed; i < J * H; i++) scores[i] = dot(normalised.data(), logits + i * D, D) + offset[i];
             softmax(scores.data(), J, H);
-            combine(residual + row * D, block.out_bias, values, scores.data(), J * H, D);
+            combine(y, block.out_bias, time.source + time.last, scores.data(), timed, D);
+            combine(y, y, logits + half + timed * D, &scores[timed], J * H - timed, D);
         }
-    }
-
-    void load_time(const Block& block, const Instruction& instruction) {
-        const int64_t D = p.width, H = p.heads, J = p.condition_tokens, half = p.batch * J * H * D;
-        barrier.wait();
-        for (int64_t entry = first; entry < last; entry++)
-            if (entry % size == index)
-                for (int side = 0; side < 2; side++)
-                    std::memcpy(block.vectors + side * half + entry * J * H * D,
-                                instruction.source + side * (int64_t)instruction.last, H * D * sizeof(float));
-        for (int64_t row = first_row(); row < last_row(); row++)
-            for (int64_t head = 0; head < H; head++)
-                block.offset[row * J * H + head] = instruction.offset[head] + block.mask[(row % p.rows) * J];
-        barrier.wait();
     }
 
     // See CrossAttentionWeights.fold.
@@ -430,15 +440,16 @@ public:
 
     void begin(int count) {
         const int teams = num_teams(count);
-        for (int team = 0; team < teams; team++) barriers_.push_back(std::make_unique<Barrier>(team_size(team, count)));
+        const int64_t batch = program_.batch;
+        for (int team = 0; team < teams; team++)
+            teams_.push_back(std::make_unique<Team>(program_, batch * team / teams, batch * (team + 1) / teams,
+                                                    team_size(team, count)));
         begun_.set_value(count);
     }
 
     void work(int thread) {
-        const int count = count_.get(), teams = num_teams(count), team = thread % teams;
-        const int64_t batch = program_.batch;
-        Member(program_, batch * team / teams, batch * (team + 1) / teams, thread / teams, team_size(team, count),
-               *barriers_[team]).run();
+        const int teams = num_teams(count_.get());
+        Member(program_, *teams_[thread % teams], thread / teams).run();
     }
 
     int next_thread() { return next_.fetch_add(1); }
@@ -454,7 +465,7 @@ private:
     std::atomic<int> next_{0};
     std::promise<int> begun_;
     std::shared_future<int> count_{begun_.get_future()};
-    std::vector<std::unique_ptr<Barrier>> barriers_;
+    std::vector<std::unique_ptr<Team>> teams_;
 };
 
 // In OpenMP's threads where `parallel` is given: PyTorch's wait for work in a loop, and threads beside them would have

@@ -50,7 +50,7 @@ class _Instruction(ctypes.Structure):
 
 
 _SIZES = ("batch", "rows", "horizon", "trajectory_width", "width", "hidden_width", "heads", "condition_tokens")
-_BUFFERS = ("x", "embedded", "tokens", "residuals", "total", "qkv", "mixed", "hidden", "output", "given", "is_given")
+_BUFFERS = ("x", "embedded", "tokens", "residuals", "total", "qkv", "output", "given", "is_given")
 
 
 class _Program(ctypes.Structure):
@@ -58,7 +58,7 @@ class _Program(ctypes.Structure):
         *((name, c_int64) for name in _SIZES),
         ("clip", c_float),
         ("precision", c_int32),
-        *((name, c_void_p) for name in _BUFFERS),
+        *((name, c_void_p) for name in (*_BUFFERS, "hidden")),
         *((name, _Affine) for name in ("input", "head")),
         *((name, _Norm) for name in ("stack_norm", "final_norm")),
         *(("blocks", POINTER(_Block)), ("num_blocks", c_int64)),
@@ -75,7 +75,7 @@ thread gains nothing at a width of 32, and a sixth at 48.)"""
 _KINDS = (op.SelfAttention, op.CrossAttention, op.FeedForward)
 _OPERATIONS: tuple[Any, ...] = (
     *(op.Paint, op.SetTimeToken, op.Embed, op.AddResiduals, op.StoreTotal, op.AddTotal),
-    *(_KINDS, op.LoadTime, op.Fold, op.Predict, op.Step, op.Modulate),
+    *(_KINDS, op.Fold, op.Predict, op.Step, op.Modulate),
 )
 _GELU_TANH = partial(F.gelu, approximate="tanh")
 _ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.gelu, F.relu, _GELU_TANH)
@@ -100,16 +100,15 @@ class NativeProgram:
         self.program = program
         self._halves = halves
         hidden_widths = [len(w.first.bias) for w in program.constants.weights if isinstance(w, FeedForwardWeights)]
-        self._mixed = torch.zeros_like(program.buffers.x)
         hidden_width = max(hidden_widths, default=0)
-        self._hidden = self._mixed.new_zeros(len(self._mixed), hidden_width + hidden_width % 2)
+        self._hidden = program.buffers.x.new_zeros(len(program.buffers.x), hidden_width + hidden_width % 2)
         join_panels(_affines(program, halves), self._library.panel_width())
         self._kept: list[Any] = []  # what the structs point to
         self._struct = self._encode()
 
     @property
     def buffer_bytes(self) -> int:
-        return self.program.buffer_bytes + self._mixed.nbytes + self._hidden.nbytes
+        return self.program.buffer_bytes + self._hidden.nbytes
 
     def sample(self, call: SamplingCall) -> Tensor:
         """See `Program.sample`."""
@@ -134,7 +133,6 @@ class NativeProgram:
 
     def _encode(self) -> _Program:
         program, buffers, constants = self.program, self.program.buffers, self.program.constants
-        own = {"mixed": self._mixed, "hidden": self._hidden}
         blocks = (_Block * len(program.blocks))(*map(self._block, program.blocks))
         instructions = [self._instruction(instruction) for instruction in program.instructions]
         clip = constants.sampler.clip
@@ -149,7 +147,8 @@ class NativeProgram:
             condition_tokens=buffers.num_condition_tokens,
             clip=math.inf if clip is None else clip,
             precision=self._halves,
-            **{name: self._pointer(own[name] if name in own else getattr(buffers, name)) for name in _BUFFERS},
+            **{name: self._pointer(getattr(buffers, name)) for name in _BUFFERS},
+            hidden=self._pointer(self._hidden),
             input=self._affine(constants.input),
             head=self._affine(constants.head),
             stack_norm=self._norm(constants.stack_norm),
@@ -208,12 +207,12 @@ class NativeProgram:
             return {"source": self._pointer(instruction.token)}
         if isinstance(instruction, op.AddResiduals):
             return {"first": instruction.start, "last": instruction.end}
-        if isinstance(instruction, _KINDS):
-            return {"first": instruction.block}
-        if isinstance(instruction, op.LoadTime):
-            vectors, offset = instruction.folded.vectors, instruction.folded.offset
+        if isinstance(instruction, op.CrossAttention) and instruction.time is not None:
+            vectors, offset = instruction.time.vectors, instruction.time.offset
             source = {"source": self._pointer(vectors), "offset": self._pointer(offset)}
             return {"first": instruction.block, "last": vectors.stride(0), **source}
+        if isinstance(instruction, _KINDS):
+            return {"first": instruction.block}
         if isinstance(instruction, op.Fold):
             tokens = instruction.tokens(buffers)
             operands = {"first": instruction.block, "last": instruction.first, "count": tokens.shape[1]}

@@ -30,19 +30,32 @@ struct Rows {
     T* operator[](int64_t row) const { return first + row * stride; }
 };
 
-// What n values of a row take: themselves, or Pairs of them. A product of Pairs is one with a weight in bfloat16.
+// How many values an operand holds. A product of Pairs is one with a weight in bfloat16.
+template <class T>
+constexpr int64_t VALUES = std::is_same_v<T, Pair> ? 2 : 1;
+
+// How many operands hold n values.
 template <class T>
 inline int64_t length(int64_t n) {
-    return std::is_same_v<T, Pair> ? num_pairs(n) : n;
+    return (n + VALUES<T> - 1) / VALUES<T>;
 }
+
+// One of several equal parts of some work.
+struct Part {
+    int64_t index = 0, count = 1;
+
+    int64_t begin(int64_t n) const { return n * index / count; }
+    int64_t end(int64_t n) const { return n * (index + 1) / count; }
+};
 
 template <class In, class Out>
 struct Tile {
-    Rows<const In> a;    // [R, in]
-    const float* panel;  // of the bias and the weight
-    Rows<Out> c;         // [R, columns]
-    const float* added;  // rows to add to those of c (ADD_TO_ROWS), which are floats then, as far apart
-    int64_t in, columns;
+    Rows<const In> a;     // [R, steps]
+    const float* bias;    // [PANEL]; null: none
+    const float* weight;  // of a panel, from the row that the first column of a meets
+    Rows<Out> c;          // [R, columns]
+    const float* added;   // rows to add to those of c (ADD_TO_ROWS), which are floats then, as far apart
+    int64_t steps, panel_size, columns;
     Epilogue epilogue;
     int32_t activation;
 };
@@ -85,14 +98,13 @@ template <int R, class In, class Out>
 void multiply(const Tile<In, Out>& tile) {
     Sums<R> sums;
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < VECTORS; v++) sums[r][v] = load(tile.panel + v * LANES);
-    const float* weight = tile.panel + PANEL;
-    const int64_t steps = length<In>(tile.in), size = (1 + steps) * PANEL;
-    for (int64_t k = 0; k < steps; k++, weight += PANEL) {
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = tile.bias ? load(tile.bias + v * LANES) : Vec{};
+    const float* weight = tile.weight;
+    for (int64_t k = 0; k < tile.steps; k++, weight += PANEL) {
         Vec weights[VECTORS];
         for (int v = 0; v < VECTORS; v++) {
             weights[v] = load(weight + v * LANES);
-            __builtin_prefetch(weight + size + v * LANES, 0, 2);  // the next panel, into the second level
+            __builtin_prefetch(weight + tile.panel_size + v * LANES, 0, 2);  // the next panel, into the second level
         }
         accumulate<R>(sums, tile.a, k, weights);
     }
@@ -118,28 +130,42 @@ constexpr auto MULTIPLY = multiplies<In, Out>(std::make_integer_sequence<int, TI
 
 inline int64_t num_panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
-// One of several equal parts of some work.
-struct Part {
-    int64_t index = 0, count = 1;
+// The columns begin..end-1 of x W + b, `begin` that of a panel.
+template <class In>
+inline Affine columns_of(const Affine& affine, int64_t begin, int64_t end) {
+    return {affine.panels + begin * (1 + length<In>(affine.in)), affine.in, (int32_t)(end - begin)};
+}
 
-    int64_t begin(int64_t n) const { return n * index / count; }
-    int64_t end(int64_t n) const { return n * (index + 1) / count; }
+// Rows first..last-1 of a weight, in operands; of the parts of a sum over them, one has the bias.
+struct Inner {
+    int64_t first, last;
+    bool has_bias;
 };
 
-// c = a W + b, or a part of its tiles, a [num_rows, in].
+// c = a W + b over some rows of W, or a part of its tiles; a [num_rows, last - first].
+template <class In, class Out>
+void product(Rows<Out> c, Rows<const In> a, int64_t num_rows, const Affine& affine, Inner inner,
+             Epilogue epilogue = STORE, int32_t activation = 0, const float* added = nullptr, Part part = {}) {
+    const int64_t tall = (num_rows + TILE - 1) / TILE, num_tiles = num_panels(affine.out) * tall;
+    const int64_t panel_size = PANEL * (1 + length<In>(affine.in));
+    for (int64_t tile = part.begin(num_tiles); tile < part.end(num_tiles); tile++) {
+        const int64_t p = tile / tall, t = tile % tall;
+        const float* const panel = affine.panels + p * panel_size;
+        const int64_t column = p * PANEL, columns = std::min<int64_t>(PANEL, affine.out - column);
+        const int64_t start = t * num_rows / tall, end = (t + 1) * num_rows / tall;  // of nearly equal height
+        MULTIPLY<In, Out>[end - start - 1]({{a[start], a.stride}, inner.has_bias ? panel : nullptr,
+                                            panel + PANEL * (1 + inner.first), {c[start] + length<Out>(column), c.stride},
+                                            added + start * c.stride + column, inner.last - inner.first, panel_size,
+                                            columns, epilogue, activation});
+    }
+}
+
+// Over all of W.
 template <class In, class Out>
 void product(Rows<Out> c, Rows<const In> a, int64_t num_rows, const Affine& affine, Epilogue epilogue = STORE,
              int32_t activation = 0, const float* added = nullptr, Part part = {}) {
-    const int64_t tall = (num_rows + TILE - 1) / TILE, num_tiles = num_panels(affine.out) * tall;
-    for (int64_t tile = part.begin(num_tiles); tile < part.end(num_tiles); tile++) {
-        const int64_t p = tile / tall, t = tile % tall;
-        const float* panel = affine.panels + p * PANEL * (1 + length<In>(affine.in));
-        const int64_t column = p * PANEL, columns = std::min<int64_t>(PANEL, affine.out - column);
-        const int64_t start = t * num_rows / tall, end = (t + 1) * num_rows / tall;  // of nearly equal height
-        MULTIPLY<In, Out>[end - start - 1]({{a[start], a.stride}, panel, {c[start] + length<Out>(column), c.stride},
-                                            added + start * c.stride + column, affine.in, columns, epilogue,
-                                            activation});
-    }
+    const Inner all{0, length<In>(affine.in), true};
+    product<In, Out>(c, a, num_rows, affine, all, epilogue, activation, added, part);
 }
 
 // All of c = a W + b, where rows follow each other.

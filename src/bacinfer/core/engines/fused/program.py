@@ -14,6 +14,7 @@ A schedule is known before the loop starts, so everything about the loop is. Wha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -154,7 +155,7 @@ def _stack(constants: Constants, blocks: Sequence[BlockInstruction], k: int) -> 
     start = 0
     for number in updating:
         instructions += _add_residuals(start, number)
-        instructions += [*_condition_of(constants, blocks[number], k), blocks[number]]
+        instructions += _compute(constants, blocks[number], k)
         start = number
     instructions += _add_residuals(start, len(blocks))
     following = constants.updates[k + 1 : k + 2]
@@ -168,12 +169,12 @@ def _add_residuals(start: int, end: int) -> list[op.Instruction]:
     return [op.AddResiduals(start, end)] if start < end else []
 
 
-def _condition_of(constants: Constants, block: BlockInstruction, k: int) -> list[op.Instruction]:
-    """Brings the condition of a block that updates at step k there, if it is one with a condition."""
+def _compute(constants: Constants, block: BlockInstruction, k: int) -> list[op.Instruction]:
+    """A block that updates at step k, with the condition of that step, if it is one with a condition."""
     if constants.modulation is not None:
-        return [op.Modulate(block.block, constants.modulation[k, block.block])]
+        return [op.Modulate(block.block, constants.modulation[k, block.block]), block]
     if not isinstance(block, op.CrossAttention):
-        return []
+        return [block]
     if not constants.encoded_steps:
-        return [op.LoadTime(block.block, block.condition, constants.folded_time[block.block, k])]
-    return [op.Fold(block.block, block.weights, block.condition, constants.encoded_steps.index(k), first=0)]
+        return [replace(block, time=constants.folded_time[block.block, k])]
+    return [op.Fold(block.block, block.weights, block.condition, constants.encoded_steps.index(k), first=0), block]

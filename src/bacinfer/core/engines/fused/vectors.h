@@ -144,7 +144,7 @@ inline void rotate(float* x, const float* cosines, const float* sines, int64_t h
     }
 }
 
-// y = bias + the `count` rows of x [count, n], each scaled.
+// y = bias + the `count` rows of x [count, n], each scaled; bias may be y.
 inline void combine(float* y, const float* bias, const float* x, const float* scales, int64_t count, int64_t n) {
     constexpr int together = 4;
     int64_t i = 0;
@@ -155,7 +155,7 @@ inline void combine(float* y, const float* bias, const float* x, const float* sc
             for (int v = 0; v < together; v++) total[v] += scales[j] * load(x + j * n + i + v * LANES);
         for (int v = 0; v < together; v++) store(y + i + v * LANES, total[v]);
     }
-    std::memcpy(y + i, bias + i, (n - i) * sizeof(float));
+    std::memmove(y + i, bias + i, (n - i) * sizeof(float));
     for (int64_t j = 0; j < count; j++) add_scaled(y + i, x + j * n + i, scales[j], n - i);
 }
 
