@@ -197,6 +197,14 @@ def test_disturbed_episodes(evaluation: FakeEvaluation) -> None:
     assert [asked.disturb for asked in evaluation.runs] == [False, True]
 
 
+def test_half_precision(evaluation: FakeEvaluation) -> None:
+    add_checkpoint("can_ph", 0, "latest.ckpt")
+    argv = ("--seeds=0", "--checkpoint_type=avg")
+    assert run(*argv) == 0
+    assert run(*argv, "--precision=bf16") == 0
+    assert [asked.precision for asked in evaluation.runs] == [None, "bf16"]
+
+
 def test_what_is_there_is_kept(evaluation: FakeEvaluation, capsys: pytest.CaptureFixture[str]) -> None:
     add_checkpoint("can_ph", 0, "latest.ckpt")
     argv = ("--seeds=0", "--checkpoint_type=avg")

@@ -100,6 +100,11 @@ def test_disturbed_episodes() -> None:
     assert not sweep.experiment(config(training_seed=1, checkpoint_type="avg")).disturb
 
 
+def test_half_precision() -> None:
+    assert sweep.experiment(config(checkpoint_type="avg", precision="bf16")).precision == "bf16"
+    assert sweep.experiment(config(checkpoint_type="avg")).precision is None
+
+
 def test_a_results_directory_that_cannot_be_recorded() -> None:
     with pytest.raises(ValueError, match="no line break"):
         sweep.job.__wrapped__(config(checkpoint_type="avg", results_dir="two\nlines"))

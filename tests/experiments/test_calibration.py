@@ -124,6 +124,27 @@ def test_a_plan_that_disappoints_runs_half_of_the_fresh_episodes(tmp_path: Path)
     assert {steps: fresh.count(steps) for steps in fresh} == {K: 20, 3: 10, 5: 20}
 
 
+def test_plans_in_half_precision_against_the_plain_policy_in_its_own(tmp_path: Path) -> None:
+    precisions = set()
+
+    class Asking(LossyTask):
+        def observations(self, policy: Any, demo_idx: int, count: int = 1) -> Iterator[dict[str, Tensor]]:
+            yield observations(1)
+
+        def rollout(self, policy: Any, seeds: Sequence[int], **settings: Any) -> Rollout:
+            found = bacinfer.summary(policy)
+            precisions.add((found.num_inference_steps, found.precision))
+            return super().rollout(policy, seeds, **settings)
+
+    plans = {"own:3": PLANS["own:3"]}
+    found = calibrate(
+        make_policy(), Asking(), tmp_path, plans=plans, precision="bf16", rounds=(4,), num_fresh=4, on_round=print
+    )
+    assert precisions == {(K, None), (3, "bf16")}
+    assert found.verdict.startswith("own:3 in bf16: ")
+    assert json.loads((tmp_path / "calibration.json").read_text())["precision"] == "bf16"
+
+
 def test_the_policy_is_left_as_it_was(tmp_path: Path) -> None:
     policy = bacinfer.apply(TinyPolicy(), PLANS["own:5"])
     before = vars(policy)["_bacinfer"]

@@ -17,6 +17,7 @@ from bacinfer.commands.options import (
     OPTIMAL_DEFAULTS,
     add_debug_argument,
     add_engine_argument,
+    add_precision_argument,
     integers,
     names,
     path_argument,
@@ -93,6 +94,7 @@ def build_parser(batch: str) -> argparse.ArgumentParser:
         help="where results go (default: results/ and the cache's settings)",
     )
     add_engine_argument(parser)
+    add_precision_argument(parser)
     add_episode_arguments(parser)
     add_debug_argument(parser)
     if batch != "uniform":
@@ -176,7 +178,7 @@ def run(batch: str, args: argparse.Namespace) -> int:
     methods, name = selected_methods(batch, args)
     output_dir = args.output_dir or RESULTS_ROOT / name
     types = CHECKPOINT_TYPES if args.checkpoint_type == "all" else (args.checkpoint_type,)
-    given = ("n_test", "n_envs", "disturb", "latency_calls", "device", "engine")
+    given = ("n_test", "n_envs", "disturb", "latency_calls", "device", "engine", "precision")
     settings = {name: getattr(args, name) for name in given}
     jobs = make_jobs(selected_tasks(args), methods, args.training_seeds, types, **settings)
     attempts = Attempts(args.output_dir or RESULTS_ROOT, force=args.force, debug=args.debug)

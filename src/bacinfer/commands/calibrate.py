@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from bacinfer.commands.options import (
     add_engine_argument,
     add_policy_arguments,
+    add_precision_argument,
     integers,
     load_policy_and_config,
     path_argument,
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--noise_seed", type=int, default=0, metavar="SEED", help="of the sampling noise")
     add_engine_argument(parser)
+    add_precision_argument(parser)
     return parser
 
 
@@ -89,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         plans=plans,
         stateful=args.stateful,
         engine=args.engine,
+        precision=args.precision,
         rounds=args.rounds,
         num_fresh=args.fresh,
         noise_seed=args.noise_seed,

@@ -59,7 +59,8 @@ def experiment(cfg: DictConfig) -> Experiment:
     assets_dir = cfg.assets_dir
     if assets_dir is None and cfg.checkpoint is None:
         assets_dir = str(ASSETS_ROOT / cfg.task / "original")
-    names = ("first_episode_seed", "n_test", "noise_seed", "n_envs", "disturb", "latency_calls", "device", "engine")
+    seeds = ("first_episode_seed", "noise_seed")
+    names = (*seeds, "n_test", "n_envs", "disturb", "latency_calls", "device", "engine", "precision")
     return Experiment(
         **source,
         method=Method("bac", **{name: cfg[name] for name in _BAC}) if cfg.method is None else parse_method(cfg.method),

@@ -97,12 +97,14 @@ class Calibration:
         chosen: The candidate to use.
         candidates: All of them, the fastest first.
         plain: The plain policy; its latency is that of its own code.
+        precision: Of the candidates' products; None: the policy's own.
     """
 
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     plain: Candidate
     target: Target
+    precision: str | None = None
 
     @property
     def loses_nothing(self) -> bool:
@@ -121,7 +123,8 @@ class Calibration:
         """What can be said of the chosen plan, in a sentence."""
         chosen, found = self.chosen, self.chosen.confirmed
         assert found is not None
-        what = f"{chosen.name}: {1e3 * chosen.latency:.2f} ms a call, {chosen.speedup:.0f} times the plain policy"
+        name = chosen.name if self.precision is None else f"{chosen.name} in {self.precision}"
+        what = f"{name}: {1e3 * chosen.latency:.2f} ms a call, {chosen.speedup:.0f} times the plain policy"
         shown = f"its score differs by {found.signed} in {found.count} fresh episodes"
         if self.loses_nothing:
             return f"{what}; {shown}: it loses less than {self.target.margin:g}, with {CONFIDENCE:.0%} confidence"
@@ -159,6 +162,7 @@ def calibrate(
     plans: Mapping[str, SamplingPlan] | None = None,
     stateful: bool = False,
     engine: str = AUTO,
+    precision: str | None = None,
     rounds: Sequence[int] = ROUNDS,
     num_fresh: int = NUM_FRESH,
     noise_seed: int = 0,
@@ -176,6 +180,7 @@ def calibrate(
             starts.
         stateful: Whether the plan may keep state between calls (see `bacinfer.apply`).
         engine: What runs the plans.
+        precision: Of their products; None: the policy's own, which the plain policy has in any case.
         rounds: Episodes of each plan after each round.
         num_fresh: Episodes that a plan is confirmed on.
         on_round: Is told of the candidates after each round.
@@ -187,7 +192,7 @@ def calibrate(
     if list(rounds) != sorted(set(rounds)) or min(rounds, default=0) < 2 or num_fresh < 2:
         raise ValueError(f"expected rounds of more and more episodes, at least 2, and fresh ones; got {rounds}")
     with left_as_found(policy):
-        trials = Trials(policy, task, Path(output_dir) / "episodes", engine, noise_seed)
+        trials = Trials(policy, task, Path(output_dir) / "episodes", engine, precision, noise_seed)
         observations = first_observations(policy, task)
         if plans is None:
             plans = plans_of(policy, default_methods(policy, stateful=stateful), observations)
@@ -216,7 +221,7 @@ def calibrate(
     chosen = confirmed[-1]
     if not _loses_nothing(chosen, target):
         chosen = max(confirmed, key=lambda candidate: _low(candidate.confirmed))
-    found = Calibration(chosen, _by_latency(everyone.values()), plain, target)
+    found = Calibration(chosen, _by_latency(everyone.values()), plain, target, precision)
     write_calibration(found, Path(output_dir))
     return found
 
@@ -325,6 +330,7 @@ def write_calibration(calibration: Calibration, output_dir: Path) -> None:
         "verdict": calibration.verdict,
         "target": asdict(calibration.target),
         "threads": torch.get_num_threads(),
+        "precision": calibration.precision,
         "plain": _row(calibration.plain),
         "candidates": list(map(_row, calibration.candidates)),
     }

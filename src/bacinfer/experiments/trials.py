@@ -24,11 +24,14 @@ _PROBED_SEEDS = range(199_992, 200_000)
 class Trials:
     """Runs and times plans on a plain policy."""
 
-    def __init__(self, policy: Any, task: Task, directory: Path, engine: str, noise_seed: int) -> None:
+    def __init__(
+        self, policy: Any, task: Task, directory: Path, engine: str, precision: str | None, noise_seed: int
+    ) -> None:
         self._policy = policy
         self._task = task
         self._directory = directory
         self._engine = engine
+        self._precision = precision
         self._noise_seed = noise_seed
         self._made_for = Fingerprint.of(policy)
 
@@ -39,7 +42,7 @@ class Trials:
         decides = [[name, plan.to_json()] for name, plan in plans.items()]
         path = self._path(f"{decides} {torch.get_num_threads()} threads", "latencies")
         if not path.is_file():
-            applied = prepared(self._policy, plans, engine=self._engine, stateful=True)
+            applied = prepared(self._policy, plans, engine=self._engine, precision=self._precision, stateful=True)
             variants: dict[str, Applied | None] = {"": None, **applied}
             become = {name: partial(switch, self._policy, each) for name, each in variants.items()}
             measured = measure_latencies(self._policy, observation, become, 10)
@@ -89,7 +92,10 @@ class Trials:
     def _path(self, subject: str, what: str) -> Path:
         """Where something is kept, by its subject and all else that decides it."""
         decides = f"{subject} {self._task.name} {self._noise_seed} {self._engine} {asdict(self._made_for)}"
+        if self._precision is not None:
+            decides += f" {self._precision}"
         return self._directory / f"{hashlib.sha256(decides.encode()).hexdigest()[:16]}-{what}.json"
 
     def _apply(self, plan: SamplingPlan) -> None:
-        apply(self._policy, plan, engine=self._engine, stateful=True)
+        precision = None if plan == SamplingPlan() else self._precision  # the plain policy's is its own
+        apply(self._policy, plan, engine=self._engine, precision=precision, stateful=True)
