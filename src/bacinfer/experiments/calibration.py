@@ -149,7 +149,7 @@ def _cells(candidate: Candidate) -> list[str]:
         "" if score is None else str(score.count),
         "" if score is None else str(score),
         "" if difference is None else difference.signed,
-        "" if confirmed is None else confirmed.signed,
+        "" if confirmed is None else f"{confirmed.signed} ({confirmed.count})",
     ]
 
 

@@ -12,23 +12,31 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from hypothesis import strategies as st
 from torch import Tensor
 
 from bacinfer import CacheSchedule, FastDiffusionPolicy
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines.denoising_steps import read_steps
+from bacinfer.core.engines.fused import native
 from bacinfer.core.engines.fused.constants import Constants
+from bacinfer.core.engines.fused.native_library import native_library
 from bacinfer.core.engines.fused.networks import read_network
 from bacinfer.policies import Checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.reference import LinearNormalizer
-from tiny_policies import observations, randomise, tiny_config
+from core.fused.native_executable import EMULATOR
+from tiny_policies import VARIANTS, observations, randomise, tiny_config
 
 apply_cache, remove_cache = FastDiffusionPolicy.apply_cache, FastDiffusionPolicy.remove_cache
 
 # How far actions may be from double precision: so many times as far as those of the reference, and so much of the
 # largest value. (Over 1200 random policies, schedules and schedulers the engines needed 2.2 times, and half of them 1.)
 ERROR_FACTOR, ERROR_FLOOR = 4.0, 1e-6
+
+_CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+LEFT_OUT = ["", "-mno-avx512bf16", "-mno-avx512f"] if "avx512" in _CPU and not EMULATOR else [""]
+"""What compilers are told to leave out, of the instructions that the processor has."""
 
 
 def make_policy(variant: str = "causal", *overrides: str, scheduler: Any = None) -> Any:
@@ -54,6 +62,44 @@ def make_constants(policy: Any, update_every: int = 1) -> Constants:
     schedule = CacheSchedule(K, {block.key: tuple(range(0, K, update_every)) for block in blocks})
     sampler = read_steps(policy.noise_scheduler, K)
     return Constants(read_network(policy.model, blocks), schedule, sampler, torch.float32)
+
+
+def draw_policy(data: st.DataObject) -> tuple[Any, CacheSchedule, int]:
+    """A policy of any kind and size, a schedule of it, and the batch that it is called with."""
+    variant = data.draw(st.sampled_from(sorted(VARIANTS)))
+    steps = data.draw(st.integers(1, 12))
+    kind = data.draw(st.sampled_from(["ddpm", "ddim"]))
+    scheduler_settings: dict[str, Any] = {
+        "prediction_type": data.draw(st.sampled_from(["epsilon", "sample", "v_prediction"])),
+        "clip_sample": data.draw(st.booleans()),
+    }
+    if kind == "ddpm":
+        scheduler_settings["variance_type"] = data.draw(st.sampled_from(["fixed_small", "fixed_small_log"]))
+    horizon = 8 if variant == "action_steps_only" else data.draw(st.integers(10, 19))
+    n_emb, heads = data.draw(st.sampled_from([(16, 2), (12, 1), (24, 4)]))
+    sizes = [f"horizon={horizon}", f"policy.model.n_emb={n_emb}", f"policy.model.n_head={heads}"]
+    if variant == "action_steps_only":
+        sizes = sizes[1:]
+    scheduler = make_scheduler(kind, data.draw(st.sampled_from([12, 50])), **scheduler_settings)
+    policy = make_policy(variant, f"policy.num_inference_steps={steps}", *sizes, scheduler=scheduler)
+    schedule = CacheSchedule(
+        steps, {key: data.draw(_update_steps(steps)) for key in [block.key for block in find_blocks(policy.model)]}
+    )
+    return policy, schedule, data.draw(st.integers(1, 5))
+
+
+def _update_steps(num_steps: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.sets(st.integers(1, max(1, num_steps - 1)), max_size=num_steps).map(
+        lambda steps: (0, *sorted(s for s in steps if s < num_steps))
+    )
+
+
+def leave_out(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code is what the compiler makes with `flag`, one of `LEFT_OUT`."""
+    if flag:
+        monkeypatch.setenv("CXX", f"c++ {flag}")
+        library = native_library.__wrapped__()
+        monkeypatch.setattr(native, "native_library", lambda: library)
 
 
 def act(policy: Any, batch: int = 3, seed: int = 1) -> Tensor:

@@ -17,17 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bacinfer import CacheSchedule, FastDiffusionPolicy
+from bacinfer import FastDiffusionPolicy
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines.fused import native, runners
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError
 from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.observing import observe_residuals
 from core.fused.fused_helpers import (
+    LEFT_OUT,
     act,
     act_with,
     apply_cache,
     assert_agree,
+    draw_policy,
+    leave_out,
     make_policy,
     make_scheduler,
     remove_cache,
@@ -88,36 +91,16 @@ def test_a_small_difference_is_no_agreement() -> None:
         assert_agree(act(other), policy)
 
 
-def update_steps(num_steps: int) -> st.SearchStrategy[tuple[int, ...]]:
-    return st.sets(st.integers(1, max(1, num_steps - 1)), max_size=num_steps).map(
-        lambda steps: (0, *sorted(s for s in steps if s < num_steps))
-    )
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_random_schedules_shapes_and_schedulers_equal_the_eager_engine(data: st.DataObject) -> None:
-    variant = data.draw(st.sampled_from(sorted(VARIANTS)))
-    steps = data.draw(st.integers(1, 12))
-    kind = data.draw(st.sampled_from(["ddpm", "ddim"]))
-    scheduler_settings: dict[str, Any] = {
-        "prediction_type": data.draw(st.sampled_from(["epsilon", "sample", "v_prediction"])),
-        "clip_sample": data.draw(st.booleans()),
-    }
-    if kind == "ddpm":
-        scheduler_settings["variance_type"] = data.draw(st.sampled_from(["fixed_small", "fixed_small_log"]))
-    horizon = 8 if variant == "action_steps_only" else data.draw(st.integers(10, 19))
-    n_emb, heads = data.draw(st.sampled_from([(16, 2), (12, 1), (24, 4)]))
-    sizes = [f"horizon={horizon}", f"policy.model.n_emb={n_emb}", f"policy.model.n_head={heads}"]
-    if variant == "action_steps_only":
-        sizes = sizes[1:]
-    scheduler = make_scheduler(kind, data.draw(st.sampled_from([12, 50])), **scheduler_settings)
-    policy = make_policy(variant, f"policy.num_inference_steps={steps}", *sizes, scheduler=scheduler)
-    schedule = CacheSchedule(steps, {key: data.draw(update_steps(steps)) for key in block_keys(policy)})
-    batch = data.draw(st.integers(1, 5))
+    policy, schedule, batch = draw_policy(data)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        if data.draw(st.booleans()):
+        executor = data.draw(st.sampled_from(["python", *LEFT_OUT]))
+        if executor == "python":
             without_compiler(monkeypatch)
+        else:
+            leave_out(executor, monkeypatch)
         found = act_with(policy, "fused", batch, schedule=schedule)
     assert_agree(found, with_cache(policy, "eager", schedule=schedule), partial(act, batch=batch))
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import bacinfer
@@ -21,35 +23,25 @@ from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines.fused import instructions as op
 from bacinfer.core.engines.fused import native, program_cache, runners
 from bacinfer.core.engines.fused.denoiser import Affine, FeedForwardWeights, SelfAttentionWeights
-from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library
+from bacinfer.core.engines.fused.native_library import NativeUnavailableError
 from bacinfer.core.engines.fused.program import Program
-from core.fused.fused_helpers import act, make_policy
-from core.fused.native_executable import EMULATOR
+from core.fused.fused_helpers import LEFT_OUT, act, draw_policy, leave_out, make_policy
 from core.fused.test_fused_engine import without_compiler
 from core.fused.test_native import POLICIES, make_program
 from helpers import TinyPolicy
 from tiny_policies import VARIANTS, K
 
 PUSHT = Path("assets/pusht/pusht_transformer.ckpt")
-INSTRUCTIONS = ["", "-mno-avx512bf16", "-mno-avx512f"]  # what compilers are told to leave out
 ERROR = 5e-5  # of a block's largest value, on average; bfloat16 makes 1e-3 of it
 ONE_ROUNDING = 2e-3  # of the largest value, where an operand was rounded to its other neighbour
 NOTICEABLE = 1e-4  # what bfloat16 does to normalised actions, RMS; and of a shipped policy it does at most
 MOVED = 0.01
 
-needs_avx512 = pytest.mark.skipif(
-    bool(EMULATOR) or "avx512" not in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else True,
-    reason="the processor has no AVX-512 to leave out",
-)
 
-
-@pytest.fixture(params=[pytest.param(flag, marks=[needs_avx512] if flag else []) for flag in INSTRUCTIONS])
+@pytest.fixture(params=LEFT_OUT)
 def _vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled code for the processor's instructions, all or some of them."""
-    if request.param:
-        monkeypatch.setenv("CXX", f"c++ {request.param}")
-        library = native_library.__wrapped__()
-        monkeypatch.setattr(native, "native_library", lambda: library)
+    leave_out(request.param, monkeypatch)
 
 
 class RoundedAffine(Affine):
@@ -67,7 +59,7 @@ def rounded(weights: Any) -> Any:
     return replace(weights, **{name: RoundedAffine(part.weight, part.bias) for name, part in parts.items()})
 
 
-def act_rounded(policy: Any, plan: Any) -> Tensor:
+def act_rounded(policy: Any, plan: Any, batch: int = 3) -> Tensor:
     """What the program puts out from Python, with rounded operands."""
     make_constants = program_cache.Constants
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -80,11 +72,11 @@ def act_rounded(policy: Any, plan: Any) -> Tensor:
         without_compiler(monkeypatch)
         monkeypatch.setattr(program_cache, "Constants", constants)
         monkeypatch.setattr(program_cache, "compare", lambda *_: None)
-        return act(bacinfer.apply(copy.deepcopy(policy), plan, engine="fused"))
+        return act(bacinfer.apply(copy.deepcopy(policy), plan, engine="fused"), batch)
 
 
-def act_in_bf16(policy: Any, plan: Any, engine: str = "fused") -> Tensor:
-    return act(bacinfer.apply(copy.deepcopy(policy), plan, engine=engine, precision="bf16"))
+def act_in_bf16(policy: Any, plan: Any, engine: str = "fused", batch: int = 3) -> Tensor:
+    return act(bacinfer.apply(copy.deepcopy(policy), plan, engine=engine, precision="bf16"), batch)
 
 
 # -- what it computes ------------------------------------------------------------------------------------------------
@@ -127,6 +119,19 @@ def test_actions_are_those_of_rounded_operands(variant: str) -> None:
         moved = rms(act(bacinfer.apply(copy.deepcopy(policy), plan)) - expected)
         assert moved > NOTICEABLE
         assert rms(act_in_bf16(policy, plan) - expected) < moved / 2
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_random_schedules_shapes_and_schedulers_are_those_of_rounded_operands(data: st.DataObject) -> None:
+    policy, schedule, batch = draw_policy(data)
+    plan = SamplingPlan(schedule)
+    expected = act_rounded(policy, plan, batch)
+    moved = rms(act(bacinfer.apply(copy.deepcopy(policy), plan), batch) - expected)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        leave_out(data.draw(st.sampled_from(LEFT_OUT)), monkeypatch)
+        found = act_in_bf16(policy, plan, batch=batch)
+    assert rms(found - expected) <= max(moved / 2, NOTICEABLE)
 
 
 def rms(difference: Tensor) -> float:
