@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -18,8 +19,10 @@ from bacinfer.files import read_arrays
 from bacinfer.policies import Checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.reference import LinearNormalizer
+from bacinfer.training import block_pushing_demonstrations
 from bacinfer.training.block_pushing_demonstrations import record_block_pushing
 from bacinfer.training.block_pushing_expert import MAX_STEP
+from bacinfer.training.block_pushing_table import STEPS
 from bacinfer.training.configuration import read_config
 from bacinfer.training.dataset import read_demonstrations
 
@@ -57,11 +60,18 @@ def test_evaluation_in_its_own_environment(tmp_path: Path) -> None:
     assert (output_dir / "media" / "side_by_side.mp4").is_file()
 
 
-def test_demonstrations_of_the_expert(tmp_path: Path) -> None:
+def test_demonstrations_of_the_expert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_pushing_demonstrations, "IMAGINED", 3)
     record_block_pushing(tmp_path / "demos.npz", 2)
     arrays, settings = read_arrays(tmp_path / "demos.npz")
     assert settings == {"env_name": "block_pushing", "count": 2}
-    assert sorted(set(arrays["seeds"])) == [20_000, 20_001]
+    assert sorted(set(arrays["seeds"])) == [-1, 20_000, 20_001]
+    assert np.sum(arrays["seeds"] == -1) == 6
+    last = arrays["episode_ends"][-1]
+    assert len(arrays["obs"]) == last
+    quarter = (last - 6 * STEPS) // 4
+    np.testing.assert_array_equal(arrays["obs"][:quarter, 0:3], arrays["obs"][quarter : 2 * quarter, 3:6])
+    np.testing.assert_array_equal(arrays["action"][:quarter], arrays["action"][quarter : 2 * quarter])
     demonstrations = read_demonstrations(tmp_path / "demos.npz")
     assert len(demonstrations.episode_ends) == len(arrays["seeds"])
     assert demonstrations.action.norm(dim=1).max() <= MAX_STEP + 1e-6

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from bacinfer import files
 from bacinfer.policies.diffusion_policy import INSTALL_HINT
-from bacinfer.training.block_pushing_expert import BlockPushingExpert, Vector
+from bacinfer.training.block_pushing_expert import Vector, expert_action
+from bacinfer.training.block_pushing_table import STEPS, imagined
 
 FIRST_SEED = 20_000
 """Of the demonstrations' episodes: apart from those of training rollouts and of tests."""
@@ -24,17 +25,21 @@ NOISE = 0.0015
 PUSH_RATE = 1 / 18
 """How often a step is the first of a push away, which is not recorded."""
 
+IMAGINED = 400
+"""Segments from anywhere, for each episode: a step of the simulator takes as long as fifty of them."""
+
 Segment = tuple[list[Vector], list[Vector]]
 """Observations and the expert's actions at them, of steps that follow each other."""
 
 
 def record_block_pushing(path: str | Path, count: int) -> None:
-    """Write `count` successful episodes, all four orders of blocks and squares at random, to an ``.npz`` file.
+    """Write `count` successful episodes, and what the expert does from elsewhere, to an ``.npz`` file.
 
     A little noise is added to what is executed, and now and then the effector is pushed away for some steps; what is
     recorded are the expert's own actions, so that the demonstrations show how to stay on the way and how to return to
     it. A push divides an episode into segments, which the file keeps apart like episodes (``episode_ends``; ``seeds``
-    has the episode of each). Equal arguments give equal demonstrations.
+    has the episode of each). All of them are there four times (`_exchanged`), then `IMAGINED` short segments an
+    episode from anywhere on the table (`imagined`, seed -1). Equal arguments give equal demonstrations.
 
     Raises:
         RuntimeError: the package diffusion_policy or its simulator is not installed; the expert fails too often.
@@ -54,13 +59,26 @@ def record_block_pushing(path: str | Path, count: int) -> None:
                 break
     if solved < count:
         raise RuntimeError(f"the scripted expert of block pushing solved {solved} of {2 * count} episodes")
+    obs = np.concatenate([obs for obs, _ in segments])
+    action = np.concatenate([actions for _, actions in segments])
+    more_obs, more_action = imagined(obs, IMAGINED * count, np.random.default_rng(FIRST_SEED))
+    lengths = [len(obs) for obs, _ in segments] * 4 + [STEPS] * (IMAGINED * count)
     arrays = {
-        "obs": np.concatenate([obs for obs, _ in segments]).astype(np.float32),
-        "action": np.concatenate([actions for _, actions in segments]).astype(np.float32),
-        "episode_ends": np.cumsum([len(obs) for obs, _ in segments]),
-        "seeds": np.array(seeds),
+        "obs": np.concatenate([*_exchanged(obs), more_obs]).astype(np.float32),
+        "action": np.concatenate([*[action] * 4, more_action]).astype(np.float32),
+        "episode_ends": np.cumsum(lengths),
+        "seeds": np.array(seeds * 4 + [-1] * (IMAGINED * count)),
     }
     files.write_arrays(path, arrays, {"env_name": "block_pushing", "count": count})
+
+
+def _exchanged(obs: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Observations as they are, and with the names of the blocks, of the squares, and of both exchanged.
+
+    What is to be done depends on neither.
+    """
+    blocks, squares = [3, 4, 5, 0, 1, 2, *range(6, 16)], [*range(10), 13, 14, 15, 10, 11, 12]
+    return [obs, obs[:, blocks], obs[:, squares], obs[:, blocks][:, squares]]
 
 
 def _make_env() -> Any:
@@ -79,7 +97,6 @@ def _episode(env: Any, seed: int) -> list[Segment] | None:
     env.seed(seed)
     obs = _flat(env.reset())
     random = np.random.default_rng([seed, 7])
-    expert = BlockPushingExpert(first=int(random.integers(2)), square=int(random.integers(2)))
     segments: list[Segment] = [([], [])]
     executed, pushes = np.array([0.0, 1.0]), list[Vector]()
     for _ in range(MAX_STEPS):
@@ -89,7 +106,7 @@ def _episode(env: Any, seed: int) -> list[Segment] | None:
         if pushes:
             executed = pushes.pop()
         else:
-            action = expert.action(obs)
+            action = expert_action(obs)
             segments[-1][0].append(obs)
             segments[-1][1].append(action)
             executed = action + NOISE * random.standard_normal(2)

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from bacinfer.policies.reference import LinearNormalizer
 from bacinfer.training.dataset import TrainingData
 
 
-def fit_normalizer(demonstrations: TrainingData, normalize_obs: str, obs_gain: float = 1.0) -> LinearNormalizer:
+def fit_normalizer(
+    demonstrations: TrainingData, normalize_obs: str, obs_gain: float | Sequence[float] = 1.0
+) -> LinearNormalizer:
     """Maps the actions' range to [-1, 1], and the observations' too (``range``) or their standard deviation (``std``).
 
     The latter keeps rare extremes from squeezing what is common into a small part of [-1, 1]. The observations become
     [-`obs_gain`, `obs_gain`] instead: weights start small, and where millimetres in a wide range matter, a larger gain
-    spares most of the steps in which they would have to grow. Pictures (uint8) are mapped from 0 to 1, which is how the
+    spares most of the steps in which they would have to grow. One gain for each number of an observation can hide some
+    of them (0) or give all the same unit; else what hardly varies is enlarged until it tells episodes apart. Pictures (uint8) are mapped from 0 to 1, which is how the
     policy takes them.
 
     Raises:
-        ValueError: another word, or a gain that is not positive.
+        ValueError: another word, or a gain that is negative, or none that is positive.
     """
-    if obs_gain <= 0:
+    gain = torch.as_tensor(list(obs_gain) if isinstance(obs_gain, Sequence) else obs_gain, dtype=torch.float32)
+    if gain.min() < 0 or gain.max() == 0:
         raise ValueError(f"training.obs_gain is {obs_gain}: expected more than 0")
     vectors = {name: values for name, values in demonstrations.fields.items() if values.dtype != torch.uint8}
     if normalize_obs == "range":
@@ -32,7 +38,7 @@ def fit_normalizer(demonstrations: TrainingData, normalize_obs: str, obs_gain: f
         raise ValueError(f"training.normalize_obs is {normalize_obs!r}; known: range, std")
     for name in vectors.keys() - {"action"}:
         for affine in ("scale", "offset"):
-            normalizer.params_dict[name][affine].mul_(obs_gain)
+            normalizer.params_dict[name][affine].mul_(gain)
     for name in demonstrations.fields.keys() - vectors.keys():
         normalizer.add_image(name)
     return normalizer
