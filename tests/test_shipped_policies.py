@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from bacinfer import FastDiffusionPolicy
 from bacinfer.assets import available_schedules
-from bacinfer.policies import build_policy, read_checkpoint
+from bacinfer.policies import Checkpoint, build_policy, read_checkpoint
 from bacinfer.tasks import TASKS, make_task
 from bacinfer.tasks.checkpoints import shipped_checkpoint
 
@@ -27,14 +28,20 @@ def task_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def load(task_name: str) -> tuple[Any, Any]:
-    path = shipped_checkpoint(task_name)
-    assert path is not None
-    checkpoint = read_checkpoint(path)
+    checkpoint = shipped(task_name)
+    if task_name == "block_pushing":
+        pytest.importorskip("diffusion_policy.env_runner.blockpush_lowdim_runner", reason="needs diffusion_policy")
     return build_policy(checkpoint, "cpu"), make_task(checkpoint.cfg)
 
 
-def test_the_arm_and_push_t_are_there() -> None:
-    assert SHIPPED == ["assembly", "drawer_open", "pick_place", "pusht"]
+def shipped(task_name: str) -> Checkpoint:
+    path = shipped_checkpoint(task_name)
+    assert path is not None
+    return read_checkpoint(path)
+
+
+def test_all_of_them_are_there() -> None:
+    assert SHIPPED == ["assembly", "block_pushing", "drawer_open", "pick_place", "pusht"]
     assert set(SHIPPED) <= TASKS.keys()
     size = sum(path.stat().st_size for path in (ROOT / "assets").rglob("*") if path.is_file())
     assert size < MAX_MB * 1e6
@@ -45,12 +52,19 @@ def test_it_acts_on_its_task(task_name: str) -> None:
     assert task.name == task_name
     (observation,) = task.observations(policy, 11)
     normalised = policy.normalizer["action"].normalize(policy.predict_action(observation)["action"])
-    assert normalised.shape[:2] == (1, 8)
+    assert normalised.shape[:2] == (1, policy.n_action_steps)
     assert normalised.abs().max() <= 1.001  # the sampler clips to the range of the demonstrations
 
 
+def test_block_pushing_needs_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(sys.modules, "diffusion_policy.env_runner.blockpush_lowdim_runner", None)
+    with pytest.raises(RuntimeError, match=r"task block_pushing needs diffusion_policy\.\S+, which cannot be imported"):
+        make_task(shipped("block_pushing").cfg)
+
+
 def test_the_page_of_policies_has_its_row(task_name: str) -> None:
-    policy, _ = load(task_name)
+    policy = build_policy(shipped(task_name), "cpu")
     page = (ROOT / "docs" / "reference" / "shipped-policies.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith(f"| `{task_name}`"))
     millions = sum(parameter.numel() for parameter in policy.model.parameters()) / 1e6
@@ -58,7 +72,7 @@ def test_the_page_of_policies_has_its_row(task_name: str) -> None:
 
 
 def test_its_schedules_fit(task_name: str) -> None:
-    policy, _ = load(task_name)
+    policy = build_policy(shipped(task_name), "cpu")
     for metric in ("cosine", "l1", "mse"):
         steps_dir = ROOT / "assets" / task_name / "original" / "optimal_steps" / metric
         assert {num_caches for _, num_caches in available_schedules(steps_dir)} == {5, 8, 10, 20}

@@ -432,6 +432,11 @@ def test_what_the_observations_are_mapped_to(demonstrations: Demonstrations, tmp
         torch.testing.assert_close(gained.normalize(data)["obs"], 10 * {"range": ranges, "std": spread}[kind]["obs"])
         torch.testing.assert_close(gained.normalize(data)["action"], ranges["action"])
         torch.testing.assert_close(gained.unnormalize(gained.normalize(data))["obs"], demonstrations.obs)
+    of_each = trainer(demonstrations, tmp_path / "each", f"training.obs_gain={[3] * 19 + [0]}").policy.normalizer
+    torch.testing.assert_close(of_each.normalize(data)["obs"][:, :19], 3 * ranges["obs"][:, :19])
+    torch.testing.assert_close(of_each.normalize(data)["obs"][:, 19], torch.zeros(len(data["obs"])))
+    with pytest.raises(ValueError, match=r"obs_gain has 2 numbers: expected one, or 20, as many as an observation has"):
+        trainer(demonstrations, tmp_path / "two", "training.obs_gain=[1, 1]")
     with pytest.raises(ValueError, match=r"obs_gain is 0: expected more than 0"):
         trainer(demonstrations, tmp_path / "none", "training.obs_gain=0")
     with pytest.raises(ValueError, match=r"normalize_obs is 'max'; known: range, std"):

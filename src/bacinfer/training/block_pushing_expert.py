@@ -1,7 +1,7 @@
 """A scripted expert of block pushing: two blocks into two squares.
 
-Its actions are a function of what is observed: it has no phases, remembers nothing and waits for nothing, so that a policy
-can learn it from observations, and it recovers from wherever a disturbance leaves the blocks and the effector.
+Its actions are a function of what is observed: it has no phases, remembers nothing and waits for nothing, so that a
+policy can learn it from observations, and it recovers from wherever a disturbance leaves the blocks and the effector.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def expert_action(obs: Vector) -> Vector:
     """The displacement [2] of the effector's target, metres, at an observation [16] of the environment's runner.
 
     The block nearer to the effector comes first, into the square that gives both blocks together the shortest ways.
-    Going to a block and pushing it only confirm these choices; an imitator that had to remember others would end between
-    the blocks, or leave a block between the squares.
+    Going to a block and pushing it only confirm these choices; an imitator that had to remember others would end
+    between the blocks, or leave a block between the squares.
     """
     blocks, squares = (obs[0:2], obs[3:5]), (obs[10:12], obs[13:15])
     effector = obs[6:8]  # where it is, not where it is sent (8:10), which would tell policies what they did last

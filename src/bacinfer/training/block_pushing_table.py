@@ -1,7 +1,7 @@
 """What block pushing's expert does from anywhere on the table, in steps that are computed without a simulator.
 
-A policy that errs sees what no demonstration shows. The expert's first action from such a place is exact; where the blocks
-are after it, is: the effector pushes them straight ahead of it.
+A policy that errs sees what no demonstration shows. The expert's first action at such a place is exact. Where blocks
+are after it is a guess: the effector pushes them straight ahead of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def imagined(
     obs: NDArray[np.float64], segments: int, random: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Observations [segments * STEPS, 16] and the expert's actions [segments * STEPS, 2], from variations of `obs`."""
-    seen, actions = [], []
+    seen: list[Vector] = []
+    actions: list[Vector] = []
     while len(seen) < segments * STEPS:
         state = _elsewhere(obs[random.integers(len(obs))], random)
         if state is None:

@@ -18,11 +18,11 @@ def fit_normalizer(
     The latter keeps rare extremes from squeezing what is common into a small part of [-1, 1]. The observations become
     [-`obs_gain`, `obs_gain`] instead: weights start small, and where millimetres in a wide range matter, a larger gain
     spares most of the steps in which they would have to grow. One gain for each number of an observation can hide some
-    of them (0) or give all the same unit; else what hardly varies is enlarged until it tells episodes apart. Pictures (uint8) are mapped from 0 to 1, which is how the
-    policy takes them.
+    of them (0) or give all the same unit; else what hardly varies is enlarged until it tells episodes apart. Pictures
+    (uint8) are mapped from 0 to 1, which is how the policy takes them.
 
     Raises:
-        ValueError: another word, or a gain that is negative, or none that is positive.
+        ValueError: another word; a gain that is negative, none that is positive, or not as many as numbers.
     """
     gain = torch.as_tensor(list(obs_gain) if isinstance(obs_gain, Sequence) else obs_gain, dtype=torch.float32)
     if gain.min() < 0 or gain.max() == 0:
@@ -37,6 +37,11 @@ def fit_normalizer(
     else:
         raise ValueError(f"training.normalize_obs is {normalize_obs!r}; known: range, std")
     for name in vectors.keys() - {"action"}:
+        width = vectors[name].shape[-1]
+        if gain.numel() not in (1, width):
+            raise ValueError(
+                f"training.obs_gain has {gain.numel()} numbers: expected one, or {width}, as many as an observation has"
+            )
         for affine in ("scale", "offset"):
             normalizer.params_dict[name][affine].mul_(gain)
     for name in demonstrations.fields.keys() - vectors.keys():
