@@ -2,7 +2,8 @@
 
 ``python benchmarks/block_pushing.py EPISODES METHOD...``, where a method is ``plain``, ``own:N`` or ``bac:M:B``.
 Episodes end when both blocks are in squares, which saves the rest of the 350 steps of the benchmark's runner;
-environment and score are the same. The noise of an episode is its seed's. Needs the package diffusion_policy and pybullet.
+environment and score are the same. The noise of an episode is its seed's. The package diffusion_policy and pybullet
+are needed.
 """
 
 from __future__ import annotations
