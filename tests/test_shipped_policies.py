@@ -17,7 +17,8 @@ from bacinfer.tasks import TASKS, make_task
 from bacinfer.tasks.checkpoints import shipped_checkpoint
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = sorted(path.name for path in (ROOT / "assets").iterdir())
+SHIPPED = sorted(path.parent.name for path in (ROOT / "assets").glob("*/*.ckpt"))
+"""Beside them lies one of LeRobot's: tests/lerobot_policies/test_lerobot_pusht.py."""
 MAX_MB = 20
 
 
