@@ -15,13 +15,17 @@ if importlib.util.find_spec("lerobot") is None:
     pytest.skip("needs lerobot, in an environment of its own", allow_module_level=True)
 
 import tiny_lerobot as tiny
-from snippets import LEROBOT_PAGE, commands, python_of
+from snippets import LEROBOT_PAGE, ROOT, commands, python_of
 
+SHORT_EPISODES = " --env.episode_length=7 --eval.n_episodes=1"
+FEW_EPISODES = ",episode_length=7 --methods=own:5 --n_test=2 --n_envs=2 --latency_calls=1"
+SMALL = "observation_height=96", "observation_width=96"
 SHORTER = {  # (the last of equal flags counts)
-    "lerobot-eval": " --eval.n_episodes=1 --env.episode_length=7 --env.observation_height=96 --env.observation_width=96"
-    " --eval.use_async_envs=false",
-    "bacinfer compare": " --env=pusht,episode_length=7,observation_height=96,observation_width=96 --methods=own:5"
-    " --n_test=2 --n_envs=2 --latency_calls=1",
+    "lerobot-eval --policy.path=outputs/pusht_lerobot_ten": f"{SHORT_EPISODES} --eval.batch_size=1",
+    "lerobot-eval --policy.path=outputs/pusht_bac": f"{SHORT_EPISODES} --eval.use_async_envs=false"
+    + "".join(f" --env.{setting}" for setting in SMALL),
+    "bacinfer compare --lerobot assets": f" --env=pusht,obs_type=environment_state_agent_pos{FEW_EPISODES}",
+    "bacinfer compare --lerobot outputs": f" --env=pusht,{','.join(SMALL)}{FEW_EPISODES}",
 }
 
 
@@ -30,6 +34,7 @@ def test_the_page_from_its_first_to_its_last_line(tmp_path: Path) -> None:
     place.mkdir(parents=True)
     shutil.copytree(tiny.write_pusht_checkpoint(tmp_path / "made"), place / "pretrained_model")
     tiny.write_pusht_dataset(tmp_path / "data" / "pusht")
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -41,7 +46,7 @@ def test_the_page_from_its_first_to_its_last_line(tmp_path: Path) -> None:
         command + "".join(flags for start, flags in SHORTER.items() if command.startswith(start))
         for command in commands(LEROBOT_PAGE)
     ]
-    assert len(lines) == 5
+    assert len(lines) == 9
     for line in lines:
         done = subprocess.run(
             ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
