@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 import bacinfer
-from bacinfer.training.block_pushing_demonstrations import MAX_STEPS, _flat, _make_env
+from bacinfer.training.block_pushing_demonstrations import MAX_STEPS, flat, make_env
 
 ASSETS = "assets/block_pushing"
 FIRST_SEED = 100_000
 
 
 def main(episodes: int, methods: list[str]) -> None:
-    policy, env = bacinfer.load_policy(f"{ASSETS}/block_pushing_transformer.ckpt"), _make_env()
+    policy, env = bacinfer.load_policy(f"{ASSETS}/block_pushing_transformer.ckpt"), make_env()
     for method in methods:
         apply(policy, method)
         results = [episode(policy, env, seed) for seed in range(FIRST_SEED, FIRST_SEED + episodes)]
@@ -49,13 +49,13 @@ def episode(policy: Any, env: Any, seed: int) -> tuple[float, int]:
     """The score, 0.49 for one block and 1 for both, and the number of steps."""
     torch.manual_seed(seed)
     env.seed(seed)
-    obs, rewards, steps = _flat(env.reset()), set[float](), 0
+    obs, rewards, steps = flat(env.reset()), set[float](), 0
     while True:
         obs[8:10] = 0
         actions = policy.predict_action({"obs": torch.from_numpy(obs).float()[None, None]})["action"][0]
         for action in actions.double().numpy():
             state, reward, done, _ = env.step(action)
-            obs, steps = _flat(state), steps + 1
+            obs, steps = flat(state), steps + 1
             rewards.add(float(reward))
             if done or steps == MAX_STEPS:
                 return sum(rewards), steps

@@ -44,7 +44,7 @@ def record_block_pushing(path: str | Path, count: int) -> None:
     Raises:
         RuntimeError: the package diffusion_policy or its simulator is not installed; the expert fails too often.
     """
-    env = _make_env()
+    env = make_env()
     segments: list[Segment] = []
     seeds: list[int] = []
     solved = 0
@@ -81,7 +81,8 @@ def _exchanged(obs: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     return [obs, obs[:, blocks], obs[:, squares], obs[:, blocks][:, squares]]
 
 
-def _make_env() -> Any:
+def make_env() -> Any:
+    """Diffusion Policy's environment; raises RuntimeError where its package or simulator is not installed."""
     try:
         from diffusion_policy.env.block_pushing.block_pushing_multimodal import BlockPushMultimodal
     except ImportError as error:
@@ -95,7 +96,7 @@ def _make_env() -> Any:
 def _episode(env: Any, seed: int) -> list[Segment] | None:
     """The recorded segments of an episode; None if it was not solved."""
     env.seed(seed)
-    obs = _flat(env.reset())
+    obs = flat(env.reset())
     random = np.random.default_rng([seed, 7])
     segments: list[Segment] = [([], [])]
     executed, pushes = np.array([0.0, 1.0]), list[Vector]()
@@ -111,7 +112,7 @@ def _episode(env: Any, seed: int) -> list[Segment] | None:
             segments[-1][1].append(action)
             executed = action + NOISE * random.standard_normal(2)
         state, _, done, _ = env.step(executed)
-        obs = _flat(state)
+        obs = flat(state)
         if done:
             return [segment for segment in segments if len(segment[0]) >= 3]
     return None
@@ -126,6 +127,6 @@ def _push(random: np.random.Generator, before: Vector) -> list[Vector]:
     return [random.uniform(0.005, 0.03) * np.array([np.cos(angle), np.sin(angle)])] * steps
 
 
-def _flat(state: dict[str, NDArray[Any]]) -> Vector:
+def flat(state: dict[str, NDArray[Any]]) -> Vector:
     """The environment's observation as its runner gives it to policies, [16]."""
     return np.concatenate([np.ravel(value) for value in state.values()]).astype(np.float64)
