@@ -388,10 +388,10 @@ def test_block_pushing(tmp_path: Path) -> None:
 def test_block_pushing_from_demonstrations_of_the_expert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = read_config(["task=block_pushing_expert"])
     assert task_name(cfg) == "block_pushing"
-    assert (cfg.policy.horizon, cfg.policy.n_obs_steps, cfg.policy.n_action_steps) == (6, 1, 2)
+    assert (cfg.policy.horizon, cfg.policy.n_obs_steps, cfg.policy.n_action_steps) == (4, 1, 2)
     runner = cfg.task.env_runner
     assert (runner.n_obs_steps, runner.n_action_steps, runner.obs_eef_target) == (1, 2, False)
-    assert (cfg.task.dataset.pad_before, cfg.task.dataset.pad_after) == (0, 1)
+    assert (cfg.task.dataset.pad_before, cfg.task.dataset.pad_after) == (0, 0)
     rng = np.random.default_rng(0)
     arrays = {"obs": rng.normal(size=(30, 16)), "action": rng.normal(size=(30, 2)), "episode_ends": np.array([12, 30])}
     files.write_arrays(tmp_path / "demos.npz", arrays, {"env_name": "block_pushing", "count": 2})
