@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from bacinfer.analysis.residuals import file_digest
 from bacinfer.assets import RunAssets
-from bacinfer.core.engines import AUTO
+from bacinfer.core.engines import AUTO, check_is_precision
 from bacinfer.experiments.evaluation import calibration_observations, evaluate
 from bacinfer.experiments.method import PLAIN, Method
 from bacinfer.experiments.plans import ScheduleSource, make_plan
@@ -89,6 +89,7 @@ class Experiment:
         for name, seed in (("first_episode_seed", self.first_episode_seed), ("noise_seed", self.noise_seed)):
             if seed < 0:
                 raise ValueError(f"--{name} {seed} is negative")
+        check_is_precision(self.precision)
         check_device(self.device)
         for path in (self.checkpoint, self.assets_dir, self.optimal_steps_dir):
             if path is not None:

@@ -1,8 +1,17 @@
 """How a schedule is executed."""
 
 from bacinfer.core.engines.base import Engine
-from bacinfer.core.engines.choose import AUTO, ENGINES, LOSSLESS_ENGINES, choose_engine
+from bacinfer.core.engines.choose import AUTO, ENGINES, LOSSLESS_ENGINES, check_is_precision, choose_engine
 from bacinfer.core.engines.fused.runners import PRECISIONS
 from bacinfer.core.engines.planned_scheduler import sampled_by
 
-__all__ = ["AUTO", "ENGINES", "LOSSLESS_ENGINES", "PRECISIONS", "Engine", "choose_engine", "sampled_by"]
+__all__ = [
+    "AUTO",
+    "ENGINES",
+    "LOSSLESS_ENGINES",
+    "PRECISIONS",
+    "Engine",
+    "check_is_precision",
+    "choose_engine",
+    "sampled_by",
+]

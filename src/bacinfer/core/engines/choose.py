@@ -34,8 +34,7 @@ def choose_engine(
     """
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; there are {', '.join(ENGINES)}")
-    if precision not in (None, *PRECISIONS):
-        raise ValueError(f"unknown precision {precision!r}; there is {', '.join(PRECISIONS)}, or None")
+    check_is_precision(precision)
     eager = EagerEngine(policy, blocks, phases)
     if name == eager.name:
         if precision is not None:
@@ -55,3 +54,9 @@ def choose_engine(
         log_eager(obstacle)
         eager.reason = f"chosen by 'auto', as {obstacle}"
         return eager
+
+
+def check_is_precision(precision: str | None) -> None:
+    """Raises ValueError unless it is one of `PRECISIONS`, or None: the policy's own."""
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"unknown precision {precision!r}; there is {', '.join(PRECISIONS)}, or None")
