@@ -15,9 +15,10 @@ PYTHON="$VENV/bin/python"
     -e ".[sim,zarr]" safetensors pytest hypothesis
 [ $# -gt 0 ] || set -- tests/core tests/policies tests/analysis
 # Left out is what these releases themselves do otherwise: PyTorch 2.3 draws other noise in half precision, and its encoder
-# cannot run under autocast; diffusers 0.15 thresholds pictures only.
+# cannot run under autocast; diffusers 0.15 thresholds pictures only, and knows no spacing of timesteps.
 FUSED=tests/core/fused/test_fused_engine.py
 OMP_NUM_THREADS=1 "$PYTHON" -m pytest "$@" \
     --deselect "$FUSED::test_autocast_is_followed" --deselect "$FUSED::test_half_precision_weights" \
     --deselect "$FUSED::test_no_action_is_finite_where_halves_overflow[encoder_only]" \
-    --deselect "$FUSED::test_auto_runs_it_eagerly_and_says_why_once[with_another_scheduler-dynamic thresholding]"
+    --deselect "$FUSED::test_auto_runs_it_eagerly_and_says_why_once[with_another_scheduler-dynamic thresholding]" \
+    --deselect "tests/core/test_samplers.py::test_ddim_is_that_of_diffusers[{'timestep_spacing': 'trailing'}"
