@@ -46,7 +46,7 @@ def choose_engine(
     programs = [ProgramCache(blocks, phase, known_functions_only=name == AUTO, precision=precision) for phase in phases]
     runner = name if name != AUTO else None if precision is None else "fused"
     try:
-        return FusedEngine(eager, programs, runner, precision)
+        return FusedEngine(eager, programs, runner)
     except UnsupportedPolicyError as error:
         obstacle = str(error)
         if runner is not None:

@@ -36,7 +36,6 @@ class FusedEngine:
         programs: Where the programs of each phase come from.
         runner: How they run, a key of `RUNNERS`; None: the fastest one, and the eager engine where there can be no
             program.
-        precision: Of the programs' products; None: the policy's own.
 
     Raises:
         UnsupportedPolicyError: if no program can be made of the policy.
@@ -44,18 +43,15 @@ class FusedEngine:
             compute something else; and as `EagerEngine`.
     """
 
-    def __init__(
-        self, eager: EagerEngine, programs: Sequence[ProgramCache], runner: str | None, precision: str | None = None
-    ) -> None:
+    def __init__(self, eager: EagerEngine, programs: Sequence[ProgramCache], runner: str | None) -> None:
         self.eager = eager
         self.programs = programs
         self.runner = runner
-        self.precision = precision
         self.obstacle: str | None = None  # why the last call ran in the eager engine
         loop = eager.handle.loop or ConditionalSample(eager.handle.owner)
         loop.check()
         read_network(eager.handle.model, programs[COLD].blocks)
-        check_device(self.name, self._device, precision)
+        check_device(self.name, self._device, self.precision)
         programs[COLD].check_functions(loop)
         self.loop = _Loop(loop, self)
         eager.patches.append(self.loop)
@@ -63,6 +59,11 @@ class FusedEngine:
     @property
     def name(self) -> str:
         return self.runner or fastest_on(self._device)
+
+    @property
+    def precision(self) -> str | None:
+        """Of the programs' products; None: the policy's own."""
+        return self.programs[COLD].precision
 
     @property
     def _device(self) -> torch.device:

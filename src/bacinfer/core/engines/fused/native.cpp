@@ -172,7 +172,7 @@ struct Team {
 struct Member {
     const Program& p;
     const int64_t first, last;
-    const int index, size;
+    const Part part;  // of what the team shares
     Barrier& barrier;
     std::vector<float>& parts;
     std::vector<float> normalised, scores;
@@ -181,18 +181,16 @@ struct Member {
     Panels keys, values;  // of one head of self-attention
 
     Member(const Program& program, Team& team, int index)
-        : p(program), first(team.first), last(team.last), index(index), size(team.size), barrier(team.barrier),
-          parts(team.parts),
+        : p(program), first(team.first), last(team.last), part{index, team.size}, barrier(team.barrier), parts(team.parts),
           normalised((last - first) * std::max(p.rows, p.condition_tokens) * 2 * p.width),
           scores(std::max(p.rows * whole_vectors(p.rows), whole_vectors(p.condition_tokens * p.heads))),
-          mixed((last - first) * p.rows * p.width), rounded(p.precision == BFLOAT16 ? (last - first) * p.rows * num_pairs(p.width) : 0),
+          mixed((last - first) * p.rows * p.width),
+          rounded(p.precision == BFLOAT16 ? (last - first) * p.rows * num_pairs(p.width) : 0),
           keys(p.width / p.heads, p.rows), values(p.rows, p.width / p.heads) {}
 
-    int64_t share(int64_t n, int i) const { return n * i / size; }
-
     // Rows of the stack that are this member's.
-    int64_t first_row() const { return first * p.rows + share((last - first) * p.rows, index); }
-    int64_t last_row() const { return first * p.rows + share((last - first) * p.rows, index + 1); }
+    int64_t first_row() const { return first * p.rows + part.begin((last - first) * p.rows); }
+    int64_t last_row() const { return first * p.rows + part.end((last - first) * p.rows); }
 
     // Rows of x [D] as what a product takes.
     template <class Operand>
@@ -250,7 +248,7 @@ struct Member {
         if (p.precision == BFLOAT16) compute<Pair>(block, residual);
         else compute<float>(block, residual);
         barrier.wait();
-        if (size > 1) add_parts(residual);
+        if (part.count > 1) add_parts(residual);
         if (block.modulation) gate(block, residual);
     }
 
@@ -261,22 +259,21 @@ struct Member {
         for (int64_t row = 0; row < num_rows; row++)  // by every member, for itself: cheaper than to wait
             normalise(&normalised[row * D], p.x + (start + row) * D, norm_of(block, start + row), D);
         const Rows<const Operand> x = operands<Operand>(normalised.data(), num_rows);
-        const Rows<float> sum{size > 1 ? &parts[index * num_rows * D] : residual + start * D, D};
+        const Rows<float> sum{part.count > 1 ? &parts[part.index * num_rows * D] : residual + start * D, D};
         if (block.kind == FEED_FORWARD) {
-            const Part part{index, size};
             const int64_t panels = num_panels(block.first.out), width = block.first.out;
             const int64_t begin = part.begin(panels) * PANEL, end = std::min(part.end(panels) * PANEL, width);
-            const Inner inner{length<Operand>(begin), length<Operand>(end), index == 0};
+            const Inner inner{length<Operand>(begin), length<Operand>(end), part.index == 0};
             const Rows<Operand> hidden{(Operand*)(p.hidden + start * p.hidden_width) + inner.first, length<Operand>(width)};
             product(hidden, x, num_rows, columns_of<Operand>(block.first, begin, end), ACTIVATE, block.activation);
             product(sum, Rows<const Operand>{hidden.first, hidden.stride}, num_rows, block.second, inner);
         } else {
-            product(Rows<float>{p.qkv + start * 3 * D, 3 * D}, x, num_rows, block.first, STORE, 0, nullptr, {index, size});
+            product(Rows<float>{p.qkv + start * 3 * D, 3 * D}, x, num_rows, block.first, STORE, 0, nullptr, part);
             barrier.wait();
-            const int64_t begin = share(p.heads, index), end = share(p.heads, index + 1), head_width = D / p.heads;
+            const int64_t begin = part.begin(p.heads), end = part.end(p.heads), head_width = D / p.heads;
             for (int64_t entry = first; entry < last; entry++)
                 for (int64_t head = begin; head < end; head++) attend(entry, head, block);
-            const Inner inner{begin * head_width / VALUES<Operand>, length<Operand>(end * head_width), index == 0};
+            const Inner inner{operand_at<Operand>(begin * head_width), length<Operand>(end * head_width), part.index == 0};
             const Rows<const Operand> operand = operands<Operand>(mixed.data(), num_rows);
             product(sum, Rows<const Operand>{operand.first + inner.first, operand.stride}, num_rows, block.second, inner);
         }
@@ -285,15 +282,15 @@ struct Member {
     // The rows of a residual that are this member's, from the parts of the sum.
     void add_parts(float* residual) {
         const int64_t D = p.width, begin = first_row(), n = (last_row() - begin) * D;
-        const float* part = parts.data() + (begin - first * p.rows) * D;
-        std::memcpy(residual + begin * D, part, n * sizeof(float));
-        for (int i = 1; i < size; i++) add(residual + begin * D, part + i * (last - first) * p.rows * D, n);
+        const float* summands = parts.data() + (begin - first * p.rows) * D;
+        std::memcpy(residual + begin * D, summands, n * sizeof(float));
+        for (int64_t i = 1; i < part.count; i++) add(residual + begin * D, summands + i * (last - first) * p.rows * D, n);
     }
 
     // No barrier at its end: the block that it is for begins with one.
     void modulate(const Block& block, const Instruction& instruction) {
         barrier.wait();
-        const int64_t n = 3 * p.width, begin = share(n, index), end = share(n, index + 1);
+        const int64_t n = 3 * p.width, begin = part.begin(n), end = part.end(n);
         for (int64_t entry = first; entry < last; entry++) {
             float* modulation = block.modulation + entry * n;
             std::memcpy(modulation + begin, instruction.source + begin, (end - begin) * sizeof(float));
@@ -370,7 +367,7 @@ struct Member {
         for (int64_t entry = first; entry < last; entry++) {
             product(key_value, instruction.source + entry * count * D, count, block.first);
             for (int64_t i = 0; i < count * H; i++) {
-                if (i % size != index) continue;
+                if (i % part.count != part.index) continue;
                 const int64_t token = i / H, head = i % H, j = instruction.last + token;
                 const float* key = key_value + token * 2 * D + head * head_width;
                 for (int side = 0; side < 2; side++) {

@@ -30,14 +30,16 @@ struct Rows {
     T* operator[](int64_t row) const { return first + row * stride; }
 };
 
-// How many values an operand holds. A product of Pairs is one with a weight in bfloat16.
-template <class T>
-constexpr int64_t VALUES = std::is_same_v<T, Pair> ? 2 : 1;
-
-// How many operands hold n values.
+// How many operands hold n values: themselves, or Pairs. A product of Pairs is one with a weight in bfloat16.
 template <class T>
 inline int64_t length(int64_t n) {
-    return (n + VALUES<T> - 1) / VALUES<T>;
+    return std::is_same_v<T, Pair> ? num_pairs(n) : n;
+}
+
+// Which of them holds the n-th value.
+template <class T>
+inline int64_t operand_at(int64_t n) {
+    return std::is_same_v<T, Pair> ? n / 2 : n;
 }
 
 // One of several equal parts of some work.
