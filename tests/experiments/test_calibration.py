@@ -143,6 +143,9 @@ def test_plans_in_half_precision_against_the_plain_policy_in_its_own(tmp_path: P
     assert precisions == {(K, None), (3, "bf16")}
     assert found.verdict.startswith("own:3 in bf16: ")
     assert json.loads((tmp_path / "calibration.json").read_text())["precision"] == "bf16"
+    again = Asking()
+    calibrate(make_policy(), again, tmp_path, plans=plans, rounds=(4,), num_fresh=4, on_round=print)
+    assert {steps for steps, _ in again.episodes} == {3}, "the plain policy's episodes serve both"
 
 
 def test_the_policy_is_left_as_it_was(tmp_path: Path) -> None:

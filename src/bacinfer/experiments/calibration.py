@@ -136,10 +136,11 @@ HEADER = ("plan", "steps", "ms a call", "speedup", "episodes", "score", "differe
 
 def format_candidates(candidates: Sequence[Candidate]) -> str:
     """A table in Markdown, a row a candidate."""
-    return format_table(HEADER, [_cells(candidate) for candidate in candidates], markdown=True)
+    return format_table(HEADER, list(map(candidate_cells, candidates)), markdown=True)
 
 
-def _cells(candidate: Candidate) -> list[str]:
+def candidate_cells(candidate: Candidate) -> list[str]:
+    """A candidate's row below `HEADER`; empty where nothing was measured."""
     score, difference, confirmed = candidate.score, candidate.difference, candidate.confirmed
     return [
         candidate.name,

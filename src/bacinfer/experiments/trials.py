@@ -40,7 +40,7 @@ class Trials:
     ) -> tuple[float, dict[str, float]]:
         """Median seconds of a call at batch 1, of the plain policy's own code and of each plan."""
         decides = [[name, plan.to_json()] for name, plan in plans.items()]
-        path = self._path(f"{decides} {torch.get_num_threads()} threads", "latencies")
+        path = self._path(f"{decides} {torch.get_num_threads()} threads", "latencies", self._precision)
         if not path.is_file():
             applied = prepared(self._policy, plans, engine=self._engine, precision=self._precision, stateful=True)
             variants: dict[str, Applied | None] = {"": None, **applied}
@@ -55,7 +55,7 @@ class Trials:
         """A plan whose warm start, if it has one without a threshold, gets it: what undisturbed episodes stay below."""
         if plan.warm_start is None or plan.warm_start.max_disagreement is not None:
             return plan
-        path = self._path(plan.to_json(), "threshold")
+        path = self._path(plan.to_json(), "threshold", self._precision)
         if not path.is_file():
             self._apply(plan)
             warm_loop = applied_to(self._policy).warm_loop  # type: ignore[union-attr]
@@ -73,7 +73,7 @@ class Trials:
         Raises:
             RuntimeError: an episode failed, or the task scores none by itself.
         """
-        path = self._path(plan.to_json(), "scores")
+        path = self._path(plan.to_json(), "scores", self._precision_of(plan))
         known = {int(seed): score for seed, score in read_json(path).items()} if path.is_file() else {}
         missing = [seed for seed in seeds if seed not in known]
         if missing:
@@ -89,13 +89,16 @@ class Trials:
             write_json(path, {str(seed): known[seed] for seed in sorted(known)})
         return [known[seed] for seed in seeds]
 
-    def _path(self, subject: str, what: str) -> Path:
+    def _path(self, subject: str, what: str, precision: str | None) -> Path:
         """Where something is kept, by its subject and all else that decides it."""
         decides = f"{subject} {self._task.name} {self._noise_seed} {self._engine} {asdict(self._made_for)}"
-        if self._precision is not None:
-            decides += f" {self._precision}"
+        if precision is not None:
+            decides += f" {precision}"
         return self._directory / f"{hashlib.sha256(decides.encode()).hexdigest()[:16]}-{what}.json"
 
     def _apply(self, plan: SamplingPlan) -> None:
-        precision = None if plan == SamplingPlan() else self._precision  # the plain policy's is its own
-        apply(self._policy, plan, engine=self._engine, precision=precision, stateful=True)
+        apply(self._policy, plan, engine=self._engine, precision=self._precision_of(plan), stateful=True)
+
+    def _precision_of(self, plan: SamplingPlan) -> str | None:
+        """The plain policy's is its own, so that its episodes serve the plans of every precision."""
+        return None if plan == SamplingPlan() else self._precision

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from bacinfer.analysis.plots import PLAIN_TEXT, save_figure
-from bacinfer.experiments.calibration import Calibration, Candidate
+from bacinfer.experiments.calibration import HEADER, Calibration, Candidate, candidate_cells
 from bacinfer.files import write_text
 from bacinfer.measurement.statistics import CONFIDENCE
 from bacinfer.report.templating import render
@@ -29,6 +29,8 @@ def write_frontier(calibration: Calibration, output_dir: Path, task: str) -> Pat
         "calibration.html",
         title=task,
         calibration=calibration,
+        header=HEADER,
+        rows=list(map(candidate_cells, [*calibration.candidates, calibration.plain])),
         plan=calibration.plan.to_json(),
         picture=Markup(svg[svg.index("<svg") :]),
         confidence=f"{CONFIDENCE:.0%}",
