@@ -1,6 +1,6 @@
 """How often the shipped policy of block pushing solves both blocks, by methods, one episode after the other.
 
-``python benchmarks/block_pushing.py EPISODES METHOD...``, where a method is ``plain``, ``own:N`` or ``bac:M:B``.
+``python benchmarks/block_pushing.py EPISODES METHOD...``, methods as ``bacinfer compare --help`` lists them.
 Episodes end when both blocks are in squares, which saves the rest of the 350 steps of the benchmark's runner;
 environment and score are the same. The noise of an episode is its seed's. The package diffusion_policy and pybullet
 are needed.
@@ -9,45 +9,43 @@ are needed.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 import bacinfer
+from bacinfer.experiments.experiment import Experiment
+from bacinfer.experiments.method import parse_methods
+from bacinfer.experiments.plans import make_plan
+from bacinfer.policies import build_policy, read_checkpoint
+from bacinfer.tasks import make_task
 from bacinfer.training.block_pushing_demonstrations import MAX_STEPS, flat, make_env
 
-ASSETS = "assets/block_pushing"
+CHECKPOINT, ASSETS = "assets/block_pushing/block_pushing_transformer.ckpt", "assets/block_pushing/original"
 FIRST_SEED = 100_000
 
 
-def main(episodes: int, methods: list[str]) -> None:
-    policy, env = bacinfer.load_policy(f"{ASSETS}/block_pushing_transformer.ckpt"), make_env()
-    for method in methods:
-        apply(policy, method)
+def main(episodes: int, specs: list[str]) -> None:
+    checkpoint, env = read_checkpoint(CHECKPOINT), make_env()
+    policy, task = build_policy(checkpoint), make_task(checkpoint.cfg)
+    source = Experiment(checkpoint=CHECKPOINT, assets_dir=ASSETS).schedule_source(Path("outputs"))
+    for method in parse_methods(",".join(specs)):
+        bacinfer.apply(policy, make_plan(policy, task, method, source), stateful=True)
         results = [episode(policy, env, seed) for seed in range(FIRST_SEED, FIRST_SEED + episodes)]
         scores, steps = np.array(results).T
-        print(f"{method}: p1 {np.mean(scores > 0.4):.3f}, p2 {np.mean(scores > 0.9):.3f}, {steps.mean():.0f} steps")
-
-
-def apply(policy: Any, method: str) -> None:
-    kind, *numbers = method.split(":")
-    if kind == "bac":
-        bacinfer.FastDiffusionPolicy.apply_cache(
-            policy,
-            optimal_steps_dir=f"{ASSETS}/original/optimal_steps/cosine",
-            num_caches=int(numbers[0]),
-            num_bu_blocks=int(numbers[1]),
+        print(
+            f"{method.spec}: p1 {np.mean(scores > 0.4):.3f}, p2 {np.mean(scores > 0.9):.3f}, {steps.mean():.0f} steps"
         )
-    else:
-        sampler = bacinfer.Sampler("own", int(numbers[0])) if kind == "own" else None
-        bacinfer.apply(policy, bacinfer.SamplingPlan(sampler=sampler))
+        bacinfer.remove(policy)
 
 
 @torch.no_grad()
 def episode(policy: Any, env: Any, seed: int) -> tuple[float, int]:
     """The score, 0.49 for one block and 1 for both, and the number of steps."""
     torch.manual_seed(seed)
+    policy.reset()
     env.seed(seed)
     obs, rewards, steps = flat(env.reset()), set[float](), 0
     while True:
