@@ -10,7 +10,7 @@ from bacinfer.commands.episode_options import (
     add_environment_argument,
     add_episode_arguments,
     add_seed_arguments,
-    check_precision,
+    check_precision_has_effect,
     episode_settings,
     report_failures,
 )
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             "--assets_dir has no effect with these methods, none of which has schedules in it: leave it out"
         )
-    check_precision(args.precision, methods)
+    check_precision_has_effect(args.precision, methods)
     settings = episode_settings(args)
     assets_dir = None if args.assets_dir is None else str(args.assets_dir)
     experiments = [Experiment(method=method, assets_dir=assets_dir, **settings) for method in methods]

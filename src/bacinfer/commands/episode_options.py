@@ -85,7 +85,7 @@ def episode_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"checkpoint": str(args.checkpoint or args.lerobot), **{name: getattr(args, name) for name in names}}
 
 
-def check_precision(precision: str | None, methods: Iterable[Method]) -> None:
+def check_precision_has_effect(precision: str | None, methods: Iterable[Method]) -> None:
     """Raises ValueError if a precision is given that none of the methods can have."""
     methods = list(methods)
     if precision is not None and all(method.as_it_is for method in methods):

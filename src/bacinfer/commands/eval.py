@@ -15,7 +15,7 @@ from bacinfer.commands.episode_options import (
     add_episode_arguments,
     add_seed_arguments,
     cache_method,
-    check_precision,
+    check_precision_has_effect,
     episode_settings,
     report_failures,
 )
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     baselines = parse_methods(args.baselines) if args.baselines else []
     steps_dir = request.arguments.get("optimal_steps_dir")
     assets_dir = str(RunAssets.of_steps_dir(steps_dir).directory) if steps_dir else None
-    check_precision(args.precision, [method, *baselines])
+    check_precision_has_effect(args.precision, [method, *baselines])
     settings = episode_settings(args)
     experiments = {
         each: Experiment(method=each, assets_dir=assets_dir, **settings) for each in (PLAIN, method, *baselines)

@@ -62,12 +62,13 @@ def record_block_pushing(path: str | Path, count: int) -> None:
     obs = np.concatenate([obs for obs, _ in segments])
     action = np.concatenate([actions for _, actions in segments])
     more_obs, more_action = imagined(obs, IMAGINED * count, np.random.default_rng(FIRST_SEED))
-    lengths = [len(obs) for obs, _ in segments] * 4 + [STEPS] * (IMAGINED * count)
+    copies = _exchanged(obs)
+    lengths = [len(obs) for obs, _ in segments] * len(copies) + [STEPS] * (IMAGINED * count)
     arrays = {
-        "obs": np.concatenate([*_exchanged(obs), more_obs]).astype(np.float32),
-        "action": np.concatenate([*[action] * 4, more_action]).astype(np.float32),
+        "obs": np.concatenate([*copies, more_obs]).astype(np.float32),
+        "action": np.concatenate([*[action] * len(copies), more_action]).astype(np.float32),
         "episode_ends": np.cumsum(lengths),
-        "seeds": np.array(seeds * 4 + [-1] * (IMAGINED * count)),
+        "seeds": np.array(seeds * len(copies) + [-1] * (IMAGINED * count)),
     }
     files.write_arrays(path, arrays, {"env_name": "block_pushing", "count": count})
 
