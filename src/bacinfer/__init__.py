@@ -92,7 +92,7 @@ def calibrate(
     latency is predicted from observations.
 
     Args:
-        policy: A policy of Diffusion Policy's kind; it is left as it was.
+        policy: A policy of Diffusion Policy's kind, or a handle; it is left as it was.
         task: Runs its episodes: ``bacinfer.tasks.make_task(...)``, or an object of your own with its two methods.
             None: there is none.
         output_dir: Where plan.json and what was measured are kept.

@@ -13,7 +13,7 @@ import pytest
 from torch import Tensor
 
 import bacinfer
-from bacinfer import Sampler, SamplingPlan
+from bacinfer import PolicyHandle, Sampler, SamplingPlan
 from bacinfer.commands.calibrate import main
 from bacinfer.experiments import calibration, trials
 from bacinfer.experiments.calibration import FIRST_CONFIRMATION_SEED, Candidate, Target, calibrate, survivors
@@ -214,6 +214,20 @@ def test_caches_are_tried_where_they_have_a_place() -> None:
 
 def caches_tried(policy: Any) -> set[str]:
     return {method.spec for method in default_methods(policy, stateful=False) if method.cache != "plain"}
+
+
+def test_a_handle_gets_what_it_can_take() -> None:
+    policy = make_policy()
+    parts = policy.model, K, (policy, "predict_action")
+    assert not default_methods(PolicyHandle(*parts), stateful=False), "other numbers of steps need num_steps"
+    steps = {"num_steps": (policy, "num_inference_steps")}
+    own = {method.spec for method in default_methods(PolicyHandle(*parts, **steps), stateful=False)}
+    assert {"own:5", "own:10+uniform:5"} <= own
+    both = PolicyHandle(*parts, **steps, scheduler=(policy, "noise_scheduler"))
+    methods = {method.spec for method in default_methods(both, stateful=False)}
+    assert methods == {method.spec for method in default_methods(policy, stateful=False)} > own
+    with pytest.raises(ValueError, match="calibrate it without stateful"):
+        default_methods(both, stateful=True)
 
 
 def test_default_methods_fit_the_policy() -> None:

@@ -25,6 +25,7 @@ SHORTER = {  # (the last of equal flags counts)
     "lerobot-eval --policy.path=outputs/pusht_bac": f"{SHORT_EPISODES} --eval.use_async_envs=false"
     + "".join(f" --env.{setting}" for setting in SMALL),
     "bacinfer compare --lerobot assets": f" --env=pusht,obs_type=environment_state_agent_pos{FEW_EPISODES}",
+    "bacinfer calibrate": f" --env=pusht,episode_length=7,{','.join(SMALL)} --methods=own:5 --rounds=2 --fresh=2",
     "bacinfer compare --lerobot outputs": f" --env=pusht,{','.join(SMALL)}{FEW_EPISODES}",
 }
 
@@ -46,7 +47,7 @@ def test_the_page_from_its_first_to_its_last_line(tmp_path: Path) -> None:
         command + "".join(flags for start, flags in SHORTER.items() if command.startswith(start))
         for command in commands(LEROBOT_PAGE)
     ]
-    assert len(lines) == 9
+    assert len(lines) == 10
     for line in lines:
         done = subprocess.run(
             ["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

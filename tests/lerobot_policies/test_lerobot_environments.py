@@ -97,7 +97,7 @@ def test_a_comparison(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert rows["own:5"].action_error > 0
     assert rows["plain"].flops / 2 < rows["own:5"].flops < rows["plain"].flops  # the encoders' are the same
     assert rows["bac:4:1"].mean_updates < 10
-    assert rows["bac:4:1"].task == "pusht"
+    assert rows["bac:4:1"].task == ENV
     configuration = json.loads((tmp_path / rows["own:5"].directory / "configuration.json").read_text())
     assert configuration["env"] == ENV
     capsys.readouterr()

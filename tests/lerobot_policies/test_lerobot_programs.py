@@ -121,6 +121,16 @@ def test_autocast_is_followed(case: str, made: Callable[[str], Any]) -> None:
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
+def test_half_precision_by_choice(made: Callable[[str], Any]) -> None:
+    policy = made("DDIM")
+    plain = act(policy)
+    bacinfer.lerobot.apply(policy, SamplingPlan(), precision="bf16")
+    found = act(policy)
+    assert bacinfer.lerobot.summary(policy).precision == "bf16"
+    assert not torch.equal(found, plain)
+    torch.testing.assert_close(found, plain, rtol=0.05, atol=0.05)
+
+
 def test_the_random_stream_is_that_of_the_plain_policy(made: Callable[[str], Any]) -> None:
     policy = made("DDPM")
     act(policy)

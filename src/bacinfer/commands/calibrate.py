@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+from bacinfer.commands.episode_options import add_environment_argument, check_environment
 from bacinfer.commands.options import (
     add_engine_argument,
     add_policy_arguments,
@@ -18,8 +20,10 @@ from bacinfer.commands.options import (
 from bacinfer.experiments.calibration import NUM_FRESH, ROUNDS, Target, calibrate, first_observations
 from bacinfer.experiments.candidates import plans_of
 from bacinfer.experiments.method import GRAMMAR, parse_methods
+from bacinfer.lerobot.installation import needing_lerobot
+from bacinfer.policies.device import check_device
 from bacinfer.report.frontier import write_frontier
-from bacinfer.tasks import make_task
+from bacinfer.tasks import Task, make_task
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,7 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"methods:\n{GRAMMAR}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_policy_arguments(parser)
+    add_policy_arguments(parser, lerobot="--env")
+    add_environment_argument(parser)
     parser.add_argument("-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="where results go")
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--latency_ms", type=float, metavar="MS", help="the best plan that takes at most MS a call")
@@ -69,8 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    policy, checkpoint = load_policy_and_config(args)
-    task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
+    policy, task = _load(args)
     latency = None if args.latency_ms is None else args.latency_ms / 1e3
     if args.frequency is not None:
         if not args.frequency > 0:
@@ -100,6 +104,14 @@ def run(args: argparse.Namespace) -> int:
     page = write_frontier(found, args.output_dir, task.name)
     print(f"results: {args.output_dir / 'plan.json'}, {page}")
     return 0
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Task]:
+    check_environment(args)
+    if args.lerobot is not None:
+        return needing_lerobot("environment").load_subject(args.lerobot, args.env, check_device(args.device))
+    policy, checkpoint = load_policy_and_config(args)
+    return policy, make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -76,13 +76,18 @@ def episode_settings(args: argparse.Namespace) -> dict[str, Any]:
     `add_precision_argument`.
 
     Raises:
-        ValueError: --env without --lerobot, or the other way round.
+        ValueError: as `check_environment`.
     """
-    if (args.lerobot is None) != (args.env is None):
-        raise ValueError("--lerobot and --env go together: a checkpoint of LeRobot's, and the environment to run it in")
+    check_environment(args)
     episodes = ("n_test", "n_envs", "disturb", "first_episode_seed", "noise_seed", "latency_calls", "env")
     names = (*episodes, "device", "engine", "precision", "trust_checkpoint")
     return {"checkpoint": str(args.checkpoint or args.lerobot), **{name: getattr(args, name) for name in names}}
+
+
+def check_environment(args: argparse.Namespace) -> None:
+    """Raises ValueError if there is --env without --lerobot, or the other way round."""
+    if (args.lerobot is None) != (args.env is None):
+        raise ValueError("--lerobot and --env go together: a checkpoint of LeRobot's, and the environment to run it in")
 
 
 def check_precision_has_effect(precision: str | None, methods: Iterable[Method]) -> None:

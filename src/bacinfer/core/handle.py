@@ -106,6 +106,11 @@ class PolicyHandle:
         )
 
     @property
+    def num_own_steps(self) -> int:
+        """Steps of the loop: K, or fewer where an integrator of higher order calls the model several times a step."""
+        return self.num_inference_steps if self.num_steps is None else getattr(*self.num_steps)
+
+    @property
     def owner(self) -> Any:
         """The object that samples; what is applied to a policy is remembered there."""
         return self.sample[0]

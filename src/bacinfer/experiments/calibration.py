@@ -198,7 +198,7 @@ def calibrate(
         if plans is None:
             plans = plans_of(policy, default_methods(policy, stateful=stateful), observations)
         plans = {name: trials.with_threshold(plan) for name, plan in plans.items()}
-        plain, candidates = _timed(trials, plans, observations[0], PolicyHandle.of(policy).num_inference_steps)
+        plain, candidates = _timed(trials, plans, observations[0], PolicyHandle.of(policy).num_own_steps)
         candidates = _fast_enough(candidates, target)
 
         everyone = {candidate.name: candidate for candidate in candidates}

@@ -10,6 +10,7 @@ from torch import Tensor
 from bacinfer.analysis.find_plan import find_plan, find_sensitive_plan
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines import sampled_by
+from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.experiments.method import Method, parse_method
 from bacinfer.experiments.plans import spaced_schedule
@@ -22,25 +23,38 @@ CACHES = ("bac:10:5", "own:20+bac:7:5", "own:10+uniform:5")
 
 
 def default_methods(policy: Any, *, stateful: bool) -> list[Method]:
-    """Methods of all kinds and costs that fit a plain policy; those that keep state between calls where they may."""
-    scheduler: Any = getattr(policy, "noise_scheduler", None)
-    K = policy.num_inference_steps
-    specs = [f"own:{n}" for n in OWN_STEPS if n < K]
+    """Methods of all kinds and costs that fit a plain policy; those that keep state between calls where they may.
+
+    Raises:
+        ValueError: a handle's plans cannot keep state.
+    """
+    handle = PolicyHandle.of(policy)
+    if stateful and handle is policy:
+        raise ValueError(
+            "warm starts replace the denoising loop of a policy that they know, and a handle names none: calibrate it "
+            "without stateful"
+        )
+    scheduler: Any = None if handle.scheduler is None else getattr(*handle.scheduler, None)
+    num_steps = handle.num_own_steps
+    specs = [f"own:{n}" for n in OWN_STEPS if n < num_steps and handle.num_steps is not None]
     if hasattr(scheduler, "config"):
         num_levels = scheduler.config["num_train_timesteps"]
         specs += [f"ddim:{n}" for n in DDIM_STEPS if n < num_levels]
         if stateful:
             starts = [(round(share * num_levels), n) for share, n in WARM_STARTS]
             specs += [f"ddim:{min(10, num_levels)}+warm:{t}:{n}" for t, n in starts if n <= t + 1]
-    num_blocks = len(find_blocks(policy.model))
-    caches = [method for method in map(parse_method, CACHES) if _has_place(method, K, num_blocks)]
+    num_blocks = len(find_blocks(handle.model))
+    caches = [method for method in map(parse_method, CACHES) if _has_place(method, handle, num_blocks)]
     return [*map(parse_method, specs), *caches]
 
 
-def _has_place(method: Method, K: int, num_blocks: int) -> bool:
+def _has_place(method: Method, handle: PolicyHandle, num_blocks: int) -> bool:
     """Whether a policy has the steps and the blocks for a cache."""
-    num_steps = K if method.sampler is None else method.sampler.num_steps
-    return num_steps <= K and (method.num_caches or 0) < num_steps and (method.num_bu_blocks or 0) <= num_blocks
+    if method.sampler is not None and handle.num_steps is None:
+        return False
+    most = handle.num_own_steps
+    num_steps = most if method.sampler is None else method.sampler.num_steps
+    return num_steps <= most and (method.num_caches or 0) < num_steps and (method.num_bu_blocks or 0) <= num_blocks
 
 
 def plans_of(
@@ -77,6 +91,6 @@ def _plans(
             continue
         cache, warm_start = None, method.warm_start
         if method.cache in ("uniform", "threshold"):
-            with sampled_by(policy, method.sampler):
-                cache = spaced_schedule(policy, method, policy.num_inference_steps)
+            with sampled_by(policy, method.sampler) as sampling:
+                cache = spaced_schedule(sampling, method, sampling.num_inference_steps)
         yield method.spec, SamplingPlan(cache, method.sampler, warm_start, made_for)

@@ -17,11 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bacinfer.core.apply import apply, left_as_found, prepared, switch
-from bacinfer.core.calls import CallStream
+from bacinfer.core.calls import CallStream, timed_call
 from bacinfer.core.engines import AUTO
+from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.plan import SamplingPlan
 from bacinfer.experiments.candidates import default_methods, plans_of
 from bacinfer.files import write_json
+from bacinfer.measurement.action_error import actions_of, as_batch
 from bacinfer.measurement.distribution import sliced_wasserstein
 from bacinfer.measurement.latency import measure_latencies
 from bacinfer.measurement.tables import format_table
@@ -38,7 +40,7 @@ class Prediction:
         name, plan: The plan that is predicted to be the best.
         latencies: Names of all plans to the median of a call at batch 1, seconds.
         distances: Names of those that are fast enough to their distance from the plain policy's executed actions
-            (sliced Wasserstein, normalised units).
+            (sliced Wasserstein, in normalised units, or in those that a handle returns them in).
     """
 
     name: str
@@ -75,8 +77,9 @@ def predict(
     """Finds the plan of a policy that is predicted to be the best of those that take at most `latency` seconds a call.
 
     Args:
-        policy: A policy of Diffusion Policy's kind; it is left as it was.
-        observations: What it samples at, dicts of tensors [1, ...]; a few dozen that it meets at work.
+        policy: A policy of Diffusion Policy's kind, or a handle; it is left as it was.
+        observations: What it samples at, dicts of tensors [1, ...] and lists of one text; a few dozen that it
+            meets at work.
         output_dir: Gets ``plan.json`` and ``prediction.json``.
         plans: Names to what is tried, without warm starts, whose calls depend on each other; None: the default ones.
         engine: What runs them.
@@ -119,10 +122,18 @@ def predict(
 
 
 def _executed(policy: Any, observations: Iterable[dict[str, Tensor]]) -> Tensor:
-    """Normalised actions [N, NUM_DRAWS, n_action_steps, A] that would be executed, many draws at each observation."""
+    """Actions [N, NUM_DRAWS, n_action_steps, A] that would be executed, many draws at each observation: normalised, or
+    as a handle returns them."""
     stream, found = CallStream(policy, 0), []
     for obs in observations:
-        batch = {key: value.expand(NUM_DRAWS, *value.shape[1:]).contiguous() for key, value in obs.items()}
-        with stream, torch.no_grad():
-            found.append(policy.normalizer["action"].normalize(policy.predict_action(batch)["action"]))
+        with stream:
+            result, _ = timed_call(policy, as_batch([obs] * NUM_DRAWS))
+        found.append(_executed_of(policy, result))
     return torch.stack(found)
+
+
+def _executed_of(policy: Any, result: Any) -> Tensor:
+    if isinstance(policy, PolicyHandle):
+        return actions_of(policy, result)[:, : policy.n_action_steps]
+    with torch.no_grad():
+        return policy.normalizer["action"].normalize(result["action"])

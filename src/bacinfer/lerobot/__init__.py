@@ -33,6 +33,7 @@ def apply(
     plan: SamplingPlan | CacheSchedule | str | Path,
     *,
     engine: str = AUTO,
+    precision: str | None = None,
     for_this_policy: bool = True,
 ) -> _Policy:
     """Makes a policy sample by `plan` from the next call on, in place; returns it. See `bacinfer.apply`.
@@ -44,7 +45,7 @@ def apply(
         ValueError: lerobot's code is another than the adapter was written for, or as in `bacinfer.apply`.
         FileNotFoundError: there is no such file.
     """
-    bacinfer.core.apply.apply(handle(policy), plan, engine=engine, for_this_policy=for_this_policy)
+    bacinfer.core.apply.apply(handle(policy), plan, engine=engine, precision=precision, for_this_policy=for_this_policy)
     return policy
 
 

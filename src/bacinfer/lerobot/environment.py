@@ -48,8 +48,9 @@ class EnvironmentTask:
     """
 
     def __init__(self, checkpoint: Path, policy: PreTrainedPolicy, environment: str) -> None:
-        self.name, *settings = environment.split(",")
-        self.config = _environment_config(self.name, settings)
+        self.name = environment
+        self.kind, *settings = environment.split(",")
+        self.config = _environment_config(self.kind, settings)
         self._processors = (
             *make_env_pre_post_processors(self.config, policy.config),
             *load_processors(checkpoint, policy),
@@ -138,7 +139,7 @@ class EnvironmentTask:
             timed.remove()
 
     def _score(self, found: Mapping[str, Tensor], index: int) -> float:
-        values = found["reward" if self.name in _SCORED_BY_REWARD else "success"]
+        values = found["reward" if self.kind in _SCORED_BY_REWARD else "success"]
         return float(values[index, : _length(found, index)].max())
 
 
