@@ -155,9 +155,9 @@ def report(name: str, num_calls: int) -> None:
     print(f"\n{name}: K = {K}, {share:.0%} of a call in the denoising model, {torch.get_num_threads()} threads")
     variants = {("plain", "-"): None}
     variants |= {(plan, "eager"): applied for plan, applied in prepared(handle, plans, engine="eager").items()}
-    if handle.loop is not None:  # programs know it
-        programs = prepared(handle, {"everything": SamplingPlan(), **plans}, engine="fused")
-        variants |= {(plan, "fused"): applied for plan, applied in programs.items()}
+    engine = "onednn" if handle.loop is None else "fused"  # programs know the loop
+    faster = prepared(handle, {"everything": SamplingPlan(), **plans}, engine=engine)
+    variants |= {(plan, engine): applied for plan, applied in faster.items()}
     become = {name: partial(switch, handle, applied) for name, applied in variants.items()}
     with mock.patch.object(latency, "NUM_WARMUP_CALLS", NUM_WARMUP_CALLS):
         latencies = latency.measure_latencies(handle, seen, become, num_calls)

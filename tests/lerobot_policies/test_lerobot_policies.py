@@ -24,6 +24,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 import bacinfer.lerobot
 import tiny_lerobot as tiny
 from bacinfer import CacheSchedule, SamplingPlan
+from bacinfer.core.engines import onednn
 from bacinfer.core.engines.observing import observe_residuals
 from bacinfer.core.engines.planned_scheduler import PlannedScheduler
 from bacinfer.core.sampler import Sampler
@@ -102,6 +103,15 @@ def test_updating_everything_changes_nothing(policy: Any) -> None:
         assert torch.equal(act(policy), plain)  # layer by layer from its blocks
     found = bacinfer.lerobot.summary(policy)
     assert seen == [k for k in range(found.num_inference_steps) for _ in found.blocks]
+
+
+def test_with_products_of_onednn(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "MIN_ROWS", 1)
+    monkeypatch.setattr(onednn, "MIN_WEIGHTS", 1)
+    plain = act(policy)
+    bacinfer.lerobot.apply(policy, SamplingPlan(), engine="onednn")
+    torch.testing.assert_close(act(policy), plain, rtol=1e-3, atol=1e-3)
+    assert bacinfer.lerobot.summary(policy).engine == "onednn"
 
 
 def test_a_plan_is_found_applied_and_removed(policy: Any, tmp_path: Path) -> None:

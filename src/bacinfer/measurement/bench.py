@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bacinfer.core.apply import Applied, left_as_found, prepared, switch
 from bacinfer.core.calls import timed_call
-from bacinfer.core.engines import LOSSLESS_ENGINES, PRECISIONS
+from bacinfer.core.engines import PRECISIONS, PROGRAM_ENGINES
 from bacinfer.core.plan import SamplingPlan
 from bacinfer.measurement.latency import measure_latencies
 from bacinfer.measurement.machine import Machine, measure_machine
@@ -136,7 +136,7 @@ def _tried(policy: Any, variant: Variant, plan: SamplingPlan, observation: Mappi
 def _shares(
     policy: Any, applied: Applied | None, variant: Variant, batch: int, seconds: float, machine: Machine
 ) -> tuple[float | None, float | None]:
-    if applied is None or variant.engine not in LOSSLESS_ENGINES:
+    if applied is None or variant.engine not in PROGRAM_ENGINES:
         return None, None
     # the program folds cross-attention's projections into a few vectors, once a call
     schedule, blocks = applied.phases[-1].schedule, [block for block in applied.blocks if block.kind != "mha_block"]

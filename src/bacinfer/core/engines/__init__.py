@@ -1,7 +1,14 @@
 """How a schedule is executed."""
 
 from bacinfer.core.engines.base import Engine
-from bacinfer.core.engines.choose import AUTO, ENGINES, LOSSLESS_ENGINES, check_is_precision, choose_engine
+from bacinfer.core.engines.choose import (
+    AUTO,
+    ENGINES,
+    LOSSLESS_ENGINES,
+    PROGRAM_ENGINES,
+    check_is_precision,
+    choose_engine,
+)
 from bacinfer.core.engines.fused.runners import PRECISIONS
 from bacinfer.core.engines.planned_scheduler import sampled_by
 
@@ -10,6 +17,7 @@ __all__ = [
     "ENGINES",
     "LOSSLESS_ENGINES",
     "PRECISIONS",
+    "PROGRAM_ENGINES",
     "Engine",
     "check_is_precision",
     "choose_engine",

@@ -11,10 +11,13 @@ from bacinfer.core.engines.eager import EagerEngine
 from bacinfer.core.engines.fused.engine import FusedEngine, cannot_run, log_eager
 from bacinfer.core.engines.fused.program_cache import ProgramCache
 from bacinfer.core.engines.fused.runners import PRECISIONS, RUNNERS
+from bacinfer.core.engines.onednn import OneDnnEngine
 
 AUTO = "auto"
-LOSSLESS_ENGINES = tuple(RUNNERS)
+PROGRAM_ENGINES = tuple(RUNNERS)
+LOSSLESS_ENGINES = (OneDnnEngine.name, *PROGRAM_ENGINES)
 """Engines that make a policy faster without any caching."""
+_BY_ITS_OWN_CODE = {engine.name: engine for engine in (EagerEngine, OneDnnEngine)}
 ENGINES = (AUTO, EagerEngine.name, *LOSSLESS_ENGINES)
 
 
@@ -26,6 +29,7 @@ def choose_engine(
     Args:
         name: One of `ENGINES`. ``auto`` is the fastest that can run the policy where it is: a CUDA graph, a program, or
             the eager engine; a program only where every function that it replaces is one that it was written for.
+            ``onednn`` is chosen by name alone, as it is faster on some processors only.
         policy: The policy or its handle.
         precision: Of products, one of `PRECISIONS`, which ``auto`` then finds or refuses; None: the policy's own.
 
@@ -35,14 +39,14 @@ def choose_engine(
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; there are {', '.join(ENGINES)}")
     check_is_precision(precision)
-    eager = EagerEngine(policy, blocks, phases)
-    if name == eager.name:
+    if name in _BY_ITS_OWN_CODE:
         if precision is not None:
             raise ValueError(
                 f"engine {name!r} computes blocks by the policy's own code, not in {precision!r}: choose another "
                 f"engine, or leave precision out"
             )
-        return eager
+        return _BY_ITS_OWN_CODE[name](policy, blocks, phases)
+    eager = EagerEngine(policy, blocks, phases)
     programs = [ProgramCache(blocks, phase, known_functions_only=name == AUTO, precision=precision) for phase in phases]
     runner = name if name != AUTO else None if precision is None else "fused"
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any, ClassVar
 
@@ -21,12 +22,16 @@ from bacinfer.core.patching import Patch, remove_patches
 class EagerEngine:
     """Patches what samples, the model's forward and the forward of every layer that holds blocks.
 
+    Attributes:
+        products: Makes a context in which the policy samples; subclasses say by it how products are computed.
+
     Raises:
         RuntimeError: at sampling, if the number of denoising steps, the model or the forward of a layer's class has
             changed, the model is in train mode with dropout, or there are not exactly K steps.
     """
 
     name: ClassVar[str] = "eager"
+    products: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def __init__(self, policy: Any, blocks: Sequence[Block], phases: Sequence[Phase]) -> None:
         self.policy = policy
@@ -80,7 +85,8 @@ class EagerEngine:
         x = call.draw_noise() if call.start is None else call.start
         for step in steps.steps:
             x = torch.where(call.is_given, call.given, x)
-            output = self.handle.model(x, torch.tensor(step.timestep, device=x.device), call.condition)
+            with self.products():
+                output = self.handle.model(x, torch.tensor(step.timestep, device=x.device), call.condition)
             noise = call.draw_noise() if step.draws_noise else torch.zeros_like(x)
             x = steps.next_sample(step, x, output, noise)
         return torch.where(call.is_given, call.given, x)
@@ -96,7 +102,8 @@ class _Sampling(Patch):
     def run(self, *args: Any, **kwargs: Any) -> Any:
         self.engine.begin()
         try:
-            actions = self.original(*args, **kwargs)
+            with self.engine.products():
+                actions = self.original(*args, **kwargs)
             self.engine.trajectory.check_complete()
             return actions
         finally:
