@@ -33,7 +33,8 @@ def test_a_table_of_engines_precisions_and_plans(
     data = json.loads((tmp_path / "bench.json").read_text())
     found = [(t["method"], t["engine"], t["precision"], t["batch"]) for t in data["timings"]]
     one = [("plain", None, None)]
-    one += [(m, *how) for m in ("lossless", "own:4") for how in (("eager", None), ("fused", None), ("fused", "bf16"))]
+    ways = [("eager", None), ("onednn", None), ("fused", None), ("fused", "bf16")]
+    one += [(method, *how) for method in ("lossless", "own:4") for how in ways]
     assert found == [(*variant, batch) for batch in (1, 3) for variant in one]
     for timing in data["timings"]:
         assert 0 < timing["p50"] <= timing["p99"]
@@ -70,7 +71,7 @@ def test_what_cannot_run_is_named(command: list[str], capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--engines=rocket", "there is no rocket; there are eager, fused"),
+        ("--engines=rocket", "there is no rocket; there are eager, onednn, fused"),
         ("--batches=0", "expected at least one, of at least one observation each"),
         ("--calls=0", "the latency of 0 calls"),
         ("--threads=0", "--threads 0: expected at least one"),

@@ -55,5 +55,5 @@ def test_what_is_no_plan_is_refused(policy: TinyPolicy, tmp_path: Path) -> None:
         bacinfer.apply(policy, 3)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
         bacinfer.apply(policy, tmp_path / "missing.json")
-    with pytest.raises(ValueError, match="unknown engine 'warp'; there are auto, eager, fused, cuda_graph"):
+    with pytest.raises(ValueError, match="unknown engine 'warp'; there are auto, eager, onednn, fused, cuda_graph"):
         bacinfer.apply(policy, SamplingPlan(), engine="warp")

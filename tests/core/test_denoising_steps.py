@@ -6,7 +6,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 from bacinfer.core.engines.base import UnsupportedPolicyError
-from bacinfer.core.engines.denoising_steps import read_steps
+from bacinfer.core.engines.denoising_steps import read_steps, runge_kutta_steps
 from core.fused.fused_helpers import make_scheduler
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -67,3 +67,25 @@ def test_a_scheduler_that_computes_something_else_is_refused() -> None:
     Damped.__name__ = "DDIMScheduler"  # as a fork of diffusers would call it
     with pytest.raises(UnsupportedPolicyError, match="computes another step at timestep 9"):
         read_steps(Damped(num_train_timesteps=10), 10)
+
+
+def test_runge_kutta_of_order_four() -> None:
+    def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
+        return torch.sin(3 * x) + t * x
+
+    x = found = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    times = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    for t, h in ((0.0, 0.3), (0.3, 0.7)):
+        k1 = velocity(x, t)
+        k2 = velocity(x + h / 2 * k1, t + h / 2)
+        k3 = velocity(x + h / 2 * k2, t + h / 2)
+        k4 = velocity(x + h * k3, t + h)
+        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    memories = [torch.full_like(x, torch.nan)] * 2
+    for step in runge_kutta_steps(times).steps:
+        for keep in step.keeps:
+            before = keep.old * memories[keep.memory] if keep.old else 0
+            memories[keep.memory] = before + keep.new * found
+        y = velocity(found, float(step.timestep))
+        found = step.d * found + step.e * y + (0 if step.adds is None else memories[step.adds])
+    torch.testing.assert_close(found, x, rtol=1e-12, atol=1e-12)

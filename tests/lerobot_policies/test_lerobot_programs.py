@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "samples": {"prediction_type": "sample"},
     "Euler": {"objective": "flow_matching"},
+    "Runge-Kutta": {"objective": "flow_matching", "integration_method": "rk4", "num_integration_steps": 3},
 }
 K = 10
 ROUNDING, VISIBLE = 1e-4, 1e-3  # of actions in [-1, 1] and of those of a flow, which are around 1
@@ -70,7 +71,8 @@ def act_with(policy: Any, plan: SamplingPlan | CacheSchedule, engine: str, batch
 
 
 def periodic(policy: Any, interval: int = 3) -> CacheSchedule:
-    return CacheSchedule.periodic(bacinfer.lerobot.summary(policy).blocks, K, interval)
+    found = bacinfer.lerobot.summary(policy)
+    return CacheSchedule.periodic(found.blocks, found.num_inference_steps, interval)
 
 
 def assert_equal_up_to_rounding(found: Tensor, expected: Tensor) -> None:
@@ -98,18 +100,19 @@ def test_plans_of_all_kinds_equal_the_eager_engine(made: Callable[[str], Any], d
     samplers = [Sampler("own", N)]
     if policy.config.is_diffusion:
         samplers += [Sampler("ddim", N), Sampler("ddim", N, 0.5), Sampler("own", tuple(range(9 * N - 9, -1, -9)))]
-    updates = st.sets(st.integers(1, max(1, N - 1)))
+    calls = N * (4 if getattr(policy.config, "integration_method", "") == "rk4" else 1)
+    updates = st.sets(st.integers(1, max(1, calls - 1)))
     steps = {
-        key: (0, *sorted(step for step in data.draw(updates) if step < N))
+        key: (0, *sorted(step for step in data.draw(updates) if step < calls))
         for key in bacinfer.lerobot.summary(policy).blocks
     }
-    plan = SamplingPlan(CacheSchedule(N, steps), data.draw(st.sampled_from(samplers)))
+    plan = SamplingPlan(CacheSchedule(calls, steps), data.draw(st.sampled_from(samplers)))
     batch = data.draw(st.integers(1, 3))
     found, expected = (act_with(policy, plan, engine, batch) for engine in ("fused", "eager"))
     assert_equal_up_to_rounding(found, expected)
 
 
-@pytest.mark.parametrize("case", ["DDPM", "DDIM", "Euler"])
+@pytest.mark.parametrize("case", ["DDPM", "DDIM", "Euler", "Runge-Kutta"])
 def test_autocast_is_followed(case: str, made: Callable[[str], Any]) -> None:
     policy = made(case)
     with torch.autocast("cpu", torch.bfloat16):
@@ -176,8 +179,7 @@ def test_the_integrator_may_change(made: Callable[[str], Any], monkeypatch: pyte
     with pytest.raises(RuntimeError, match="takes 40 steps, but the plan was applied for K = 10"):
         act(policy)
     bacinfer.lerobot.remove(policy)
-    with pytest.raises(ValueError, match="its integration method is 'rk4', of which programs know 'euler' alone"):
-        bacinfer.lerobot.apply(policy, SamplingPlan(), engine="fused")
+    assert_equal_up_to_rounding(act_with(policy, SamplingPlan(), "fused"), act(policy))
 
 
 @pytest.mark.parametrize(

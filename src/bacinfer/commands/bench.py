@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--engines",
         metavar="A,B",
-        help="what runs them, of eager, fused and cuda_graph (default: all that are for the device)",
+        help="what runs them, of eager, onednn, fused and cuda_graph (default: all that are for the device)",
     )
     parser.add_argument(
         "--batches", type=integers, default=[1], metavar="N,N", help="observations a call (default: 1, a robot's)"

@@ -162,8 +162,9 @@ def add_engine_argument(parser: argparse._ActionsContainer) -> None:
         "--engine",
         choices=ENGINES,
         default=AUTO,
-        help="what runs the schedule: auto, the fastest that can; eager, layer by layer; fused, the whole denoising "
-        "loop as one program; cuda_graph, as one CUDA graph. With --cache_mode original the last two are lossless "
+        help="what runs the schedule: auto, the fastest that can, of all but onednn; eager, layer by layer; onednn, "
+        "likewise with oneDNN's products; fused, the whole denoising loop as one program; cuda_graph, as one CUDA "
+        "graph. With --cache_mode original the last three are lossless "
         "(default: %(default)s)",
     )
 

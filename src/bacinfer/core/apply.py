@@ -77,9 +77,9 @@ def apply(
         policy: A policy, or its handle.
         plan: The plan, a schedule of its cache alone, or the path of a file that holds one of them. A plan without any
             part runs every block at every step: exactly the policy's own actions, as fast as the engine can.
-        engine: What runs it: ``eager`` replaces the forwards of the layers of any policy; ``fused`` runs the whole
-            denoising loop of Diffusion Policy's transformer policies as one program, ``cuda_graph`` as one CUDA graph;
-            ``auto`` is the fastest of them that can.
+        engine: What runs it: ``eager`` replaces the forwards of the layers of any policy; ``onednn`` does, too,
+            with oneDNN's products; ``fused`` runs the whole denoising loop of policies that it knows as one program,
+            ``cuda_graph`` as one CUDA graph; ``auto`` is the fastest that can, of all but ``onednn``.
         precision: ``bf16`` rounds the weights of self-attention and feed-forward blocks, and what they are multiplied
             with, to bfloat16, and adds in single precision; in compiled code on the CPU alone. None: the policy's own.
         for_this_policy: Whether a plan that was made for another policy, other weights included, is refused.

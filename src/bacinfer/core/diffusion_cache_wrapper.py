@@ -65,10 +65,8 @@ class FastDiffusionPolicy:
             schedule: Runs this schedule, instead of a mode.
             edit_steps: Mode 'edit': the update steps of all blocks.
             refresh_last_step: Mode 'optimal': all blocks also update at the last step.
-            engine: What executes the schedule: 'eager' patches the layers of any policy; 'fused' runs the whole
-                denoising loop of Diffusion Policy's transformer policies as one program, and 'cuda_graph' as one
-                CUDA graph; 'auto' is the fastest of them that can. With 'original', 'fused' and 'cuda_graph' run the
-                plain policy without loss.
+            engine: What executes the schedule, see `bacinfer.apply`. With 'original', 'onednn', 'fused' and
+                'cuda_graph' run the plain policy without loss.
 
         Raises:
             TypeError: if the policy lacks what is said above. (Where it names its parts differently, pass a

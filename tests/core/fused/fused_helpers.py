@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bacinfer import CacheSchedule, FastDiffusionPolicy
 from bacinfer.core.blocks import find_blocks
-from bacinfer.core.engines.denoising_steps import read_steps
+from bacinfer.core.engines.denoising_steps import DenoisingSteps, read_steps
 from bacinfer.core.engines.fused import native
 from bacinfer.core.engines.fused.constants import Constants
 from bacinfer.core.engines.fused.native_library import native_library
@@ -56,11 +56,11 @@ def make_scheduler(kind: str = "ddpm", num_train_timesteps: int = 10, **settings
 
 
 @torch.no_grad()
-def make_constants(policy: Any, update_every: int = 1) -> Constants:
+def make_constants(policy: Any, update_every: int = 1, sampler: DenoisingSteps | None = None) -> Constants:
     K = policy.num_inference_steps
     blocks = find_blocks(policy.model)
     schedule = CacheSchedule(K, {block.key: tuple(range(0, K, update_every)) for block in blocks})
-    sampler = read_steps(policy.noise_scheduler, K)
+    sampler = sampler or read_steps(policy.noise_scheduler, K)
     return Constants(read_network(policy.model, blocks), schedule, sampler, torch.float32)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bacinfer.core.engines.denoising_steps import runge_kutta_steps
 from bacinfer.core.engines.fused import instructions as op
 from bacinfer.core.engines.fused import runners
 from bacinfer.core.engines.fused.buffers import Buffers
@@ -29,6 +30,7 @@ POLICIES = {
 DITS: dict[str, dict[str, Any]] = {
     "rotary": {"width": 40, "num_heads": 2},
     "plain attention": {"width": 24, "num_heads": 4, "rotary": False, "positions": False},
+    "Runge-Kutta": {"width": 24, "num_heads": 2, "num_inference_steps": 8},
 }
 BATCH, OBSERVED = 3, 2  # observations of which a trajectory knows
 ERROR = 1e-6  # of the largest value: by what sums of up to 96 products differ in another order
@@ -92,7 +94,8 @@ def make_program(variant: str) -> Program:
         dit = tiny_dit_policy(make_scheduler(), **DITS[variant])
         given = draw(BATCH, HORIZON, MOVES)
         call = SamplingCall(given, torch.zeros_like(given, dtype=torch.bool), draw(BATCH, CONDITION), generator, {})
-        return _loaded(Program(make_constants(dit, update_every=3), call), call, draw)
+        steps = runge_kutta_steps(torch.linspace(0, 1, 3)) if variant == "Runge-Kutta" else None
+        return _loaded(Program(make_constants(dit, update_every=3, sampler=steps), call), call, draw)
     policy = make_policy(variant, *POLICIES[variant])
     given = draw(BATCH, policy.horizon, policy.action_dim + (0 if policy.obs_as_cond else policy.obs_dim))
     is_given = torch.zeros_like(given, dtype=torch.bool)

@@ -32,11 +32,25 @@ _NUM_COMPARED = 10  # of a scheduler's own steps, where a plan takes others of i
 
 
 @dataclass(frozen=True)
+class Keep:
+    """Keeps a sum over evaluations in one of two memories: it becomes ``old`` times itself and ``new`` times x."""
+
+    memory: int
+    old: float
+    new: float
+
+
+NUM_MEMORIES = 2
+
+
+@dataclass(frozen=True)
 class DenoisingStep:
     """One denoising step; the letters are those of the formulas above. Without `draws_noise` no noise is drawn.
 
     Attributes:
         timestep: What the model is told; of flow matching the time, from 0 to 1.
+        keeps: What is kept of x before the step, for later ones of an integrator of higher order.
+        adds: Which memory is added to x'; None: none.
     """
 
     timestep: int | float
@@ -48,6 +62,8 @@ class DenoisingStep:
     e: float
     sigma: float
     draws_noise: bool
+    keeps: tuple[Keep, ...] = ()
+    adds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,11 +146,32 @@ def plan_steps(scheduler: Any, sampler: Sampler) -> DenoisingSteps:
 
 def euler_steps(times: Tensor) -> DenoisingSteps:
     """Those that integrate the velocity which a model predicts at each time but the last, ``x + (t' - t) y``."""
-    steps = [
-        DenoisingStep(float(t), a=0.0, b=0.0, s=1.0, c=0.0, d=1.0, e=float(following - t), sigma=0.0, draws_noise=False)
-        for t, following in pairwise(times)
-    ]
+    steps = [_linear_step(float(t), d=1.0, e=float(following - t)) for t, following in pairwise(times)]
     return DenoisingSteps(tuple(steps), clip=None)
+
+
+def runge_kutta_steps(times: Tensor) -> DenoisingSteps:
+    """Those of the classical Runge-Kutta method of order 4, four evaluations between two times.
+
+    From x the velocities are k1 at x, k2 at ``x2 = x + h/2 k1``, k3 at ``x3 = x + h/2 k2`` and k4 at ``x4 = x + h k3``,
+    and ``x' = x + h/6 (k1 + 2 k2 + 2 k3 + k4) = (-x + x2 + 2 x3 + x4) / 3 + h/6 k4``.
+    """
+    start, total = 0, 1  # the memories
+    steps: list[DenoisingStep] = []
+    for time, following in pairwise(times):
+        t, h = float(time), float(following - time)
+        steps += [
+            _linear_step(t, d=1.0, e=h / 2, keeps=(Keep(start, 0.0, 1.0), Keep(total, 0.0, -1 / 3))),
+            _linear_step(t + h / 2, d=0.0, e=h / 2, keeps=(Keep(total, 1.0, 1 / 3),), adds=start),
+            _linear_step(t + h / 2, d=0.0, e=h, keeps=(Keep(total, 1.0, 2 / 3),), adds=start),
+            _linear_step(t + h, d=1 / 3, e=h / 6, adds=total),
+        ]
+    return DenoisingSteps(tuple(steps), clip=None)
+
+
+def _linear_step(t: float, d: float, e: float, keeps: tuple[Keep, ...] = (), adds: int | None = None) -> DenoisingStep:
+    """``x' = d x + e y``, and what was kept."""
+    return DenoisingStep(t, a=0.0, b=0.0, s=1.0, c=0.0, d=d, e=e, sigma=0.0, draws_noise=False, keeps=keeps, adds=adds)
 
 
 def _clip(config: Any) -> float | None:

@@ -64,6 +64,11 @@ class Loop:
         self.owner.num_inference_steps = K
 
     @property
+    def calls_a_step(self) -> int:
+        """Model calls of one of its steps, of which K is a multiple."""
+        return 1
+
+    @property
     def scheduler(self) -> Any:
         """The policy's own noise scheduler, also where a plan's sampler is in its place; None: it has none."""
         return own_scheduler(self.owner)

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from bacinfer.core.blocks import Block
 from bacinfer.core.engines.base import Phase
 from bacinfer.core.engines.eager import EagerEngine
+from bacinfer.core.engines.fused.program_cache import dtype_of_products
 
 MIN_ROWS, MIN_WEIGHTS = 64, 1 << 19
 """Smaller products are not always faster (`benchmarks/products.py`)."""
@@ -69,6 +70,6 @@ def _is_for_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
         and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
         and weight.is_contiguous()
-        and not torch.is_autocast_enabled("cpu")
+        and dtype_of_products(weight) == torch.float32  # autocast
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
     )

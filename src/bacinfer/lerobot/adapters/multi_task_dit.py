@@ -20,15 +20,12 @@ from lerobot.utils.constants import ACTION
 from torch import Tensor, nn
 
 from bacinfer.core.blocks import ResidualBlock, register_layer
-from bacinfer.core.engines.base import UnsupportedPolicyError
-from bacinfer.core.engines.denoising_steps import DenoisingSteps, euler_steps
+from bacinfer.core.engines.denoising_steps import DenoisingSteps, euler_steps, runge_kutta_steps
 from bacinfer.core.engines.loops import Loop
 from bacinfer.core.engines.sampling_call import SamplingCall
 from bacinfer.core.handle import PolicyHandle
 from bacinfer.lerobot.first_chunk import FirstChunk
 from bacinfer.lerobot.known_code import check_known, programs_stand_for
-
-_CALLS_A_STEP = {"euler": 1, "rk4": 4}
 
 
 def _attention(layer: Any, x: Tensor, features: Tensor) -> Tensor:
@@ -59,6 +56,7 @@ _IN_PROGRAMS = {  # what programs replace, and its text's digest
     DiffusionObjective.conditional_sample: "1748a247a48cc2c9699ae673a23befea",
     FlowMatchingObjective.conditional_sample: "9d27fbb9e27e12328330136e5ce477a9",
     FlowMatchingObjective._euler_integrate: "c690b59511ec32bff8737d703047645f",
+    FlowMatchingObjective._rk4_integrate: "4f4db000d8ddf0a9360d27b152efa620",
     DiffusionTransformer.forward: "bffde3e4bd16b5a50c0b975f4892584a",
     SinusoidalPosEmb.forward: "4cc6155b169d3645f0cf328610c38b1b",
     TransformerBlock.forward: "3b97597a76199467f0093840dfad701c",
@@ -101,23 +99,24 @@ class _DiffusionLoop(Loop):
 class _FlowLoop(_DiffusionLoop):
     """`conditional_sample` of a flow-matching objective."""
 
-    functions = ("conditional_sample", "_euler_integrate")
+    functions = ("conditional_sample", "_euler_integrate", "_rk4_integrate")
     scheduler = None
 
     @property
+    def calls_a_step(self) -> int:
+        return 4 if self.owner.config.integration_method == "rk4" else 1
+
+    @property
     def num_inference_steps(self) -> int:
-        config = self.owner.config
-        return config.num_integration_steps * _CALLS_A_STEP[config.integration_method]
+        return self.owner.config.num_integration_steps * self.calls_a_step
 
     @num_inference_steps.setter
     def num_inference_steps(self, K: int) -> None:
-        self.owner.config.num_integration_steps = K // _CALLS_A_STEP[self.owner.config.integration_method]
+        self.owner.config.num_integration_steps = K // self.calls_a_step
 
     def steps(self, num_inference_steps: int) -> DenoisingSteps:
-        method = self.owner.config.integration_method
-        if method != "euler":
-            raise UnsupportedPolicyError(f"its integration method is {method!r}, of which programs know 'euler' alone")
-        return euler_steps(torch.linspace(0, 1, num_inference_steps + 1))
+        times = torch.linspace(0, 1, num_inference_steps // self.calls_a_step + 1)
+        return euler_steps(times) if self.calls_a_step == 1 else runge_kutta_steps(times)
 
     def settings(self) -> dict[str, Any]:
         return {"method": self.owner.config.integration_method}

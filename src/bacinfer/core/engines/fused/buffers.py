@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bacinfer.core.engines.denoising_steps import NUM_MEMORIES
 from bacinfer.core.engines.fused.constants import Constants
 from bacinfer.core.engines.fused.denoiser import CrossAttentionWeights
 from bacinfer.core.engines.fused.dit import NUM_MODULATIONS
@@ -40,6 +41,7 @@ class Buffers:
         predicted: [B, T, A], a view of `output` [M, A].
         embedded: [B, N, D], what every token is embedded as but for its values: bias, position, timestep.
         residuals: [blocks, M, D].
+        kept: What integrators of higher order keep between evaluations, [memories, B, T, A]; no memory for others.
         modulation: Shift, scale (with 1) and gate of the block that is computed, [B, 3, D]; None: there are none.
         conditioned: What the condition adds to those of each block, [blocks, B, 3, D].
         encoded: Tokens of the condition before they are folded: of the observations [B, J - 1, D], or those of the
@@ -75,6 +77,8 @@ class Buffers:
         self.output = self._new(num_rows, trajectory_width, dtype=dtype)
         self.predicted = self.output.view(self.batch, self.rows, -1)[:, -self.horizon :]
         self.x0 = self._new(self.batch, self.horizon, trajectory_width)
+        keeps = any(step.keeps for step in constants.sampler.steps)
+        self.kept = self._new(NUM_MEMORIES if keeps else 0, self.batch, self.horizon, trajectory_width)
         self.mask = None if denoiser.mask is None else denoiser.mask.to(dtype)
         self.heads = self.qkv.view(self.batch, self.rows, 3, denoiser.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
         tokens, num_steps = self.num_condition_tokens, len(constants.encoded_steps)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bacinfer.core.engines.denoising_steps import DenoisingStep
+from bacinfer.core.engines.denoising_steps import DenoisingStep, Keep
 from bacinfer.core.engines.fused.buffers import Buffers, Condition
 from bacinfer.core.engines.fused.denoiser import (
     Affine,
@@ -227,12 +227,32 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Remember:
+    """Keeps a part of the trajectory as it is (see `denoising_steps`)."""
+
+    keep: Keep
+
+    def run(self, buffers: Buffers) -> None:
+        memory, x = buffers.kept[self.keep.memory], buffers.trajectory
+        if self.keep.old == 0:  # whatever it held
+            torch.mul(x, self.keep.new, out=memory)
+        else:
+            memory.mul_(self.keep.old).add_(x, alpha=self.keep.new)
+
+
+@dataclass(frozen=True)
 class Step:
     """The scheduler's step of the trajectory (see `sampler`)."""
 
     step: DenoisingStep
     clip: float | None
     draw: int | None  # which noise, already scaled
+
+    def added(self, buffers: Buffers) -> Tensor | None:
+        """[B, T, A]: noise, or what was kept."""
+        if self.draw is not None:
+            return buffers.noise[self.draw]
+        return None if self.step.adds is None else buffers.kept[self.step.adds]
 
     def run(self, buffers: Buffers) -> None:
         step, x, y, x0 = self.step, buffers.trajectory, buffers.predicted, buffers.x0
@@ -243,5 +263,6 @@ class Step:
         x.mul_(step.d).add_(x0, alpha=step.c)
         if step.e:
             x.add_(y, alpha=step.e)
-        if self.draw is not None:
-            x.add_(buffers.noise[self.draw])
+        added = self.added(buffers)
+        if added is not None:
+            x.add_(added)

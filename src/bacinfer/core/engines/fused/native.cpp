@@ -56,8 +56,9 @@ enum Operation : int32_t {
                     // offset [H], they are the first token of its condition
     FOLD,           // slots last.. of a condition = folded source [B, count, D]
     PREDICT,        // output = head(norm(x))
-    STEP,           // x0 = clamp((a x + b y) / s); x = c x0 + d x + e y + noise
-    MODULATE        // modulation = source [3, D] + offset [B, 3, D], for that block
+    STEP,           // x0 = clamp((a x + b y) / s); x = c x0 + d x + e y + source [B, T, A]
+    MODULATE,       // modulation = source [3, D] + offset [B, 3, D], for that block
+    REMEMBER        // kept[first] = a kept[first] + b trajectory
 };
 
 struct Instruction {
@@ -83,6 +84,7 @@ struct Program {
     float* total;      // [M, D]
     float* qkv;        // [M, 3 D]
     float* output;     // [M, A]
+    float* kept;       // [memories, B, T, A]
     const float* given;       // [B, T, A]
     const uint8_t* is_given;  // [B, T, A]
     float* hidden;            // [M, F], F even
@@ -117,7 +119,7 @@ const char* structs() {
             << AT(Program, trajectory_width) << AT(Program, width) << AT(Program, hidden_width) << AT(Program, heads)
             << AT(Program, condition_tokens) << AT(Program, clip) << AT(Program, precision) << AT(Program, x) << AT(Program, embedded)
             << AT(Program, tokens) << AT(Program, residuals) << AT(Program, total) << AT(Program, qkv)
-            << AT(Program, output) << AT(Program, given) << AT(Program, is_given)
+            << AT(Program, output) << AT(Program, kept) << AT(Program, given) << AT(Program, is_given)
             << AT(Program, hidden) << AT(Program, input) << AT(Program, head) << AT(Program, stack_norm)
             << AT(Program, final_norm) << AT(Program, blocks) << AT(Program, num_blocks) << AT(Program, instructions)
             << AT(Program, num_instructions) << "\n";
@@ -233,6 +235,7 @@ struct Member {
             case PREDICT: predict(begin, end); break;
             case STEP: step(instruction, begin, end); break;
             case MODULATE: modulate(p.blocks[instruction.first], instruction); break;
+            case REMEMBER: remember(instruction, begin, end); break;
         }
     }
 
@@ -411,6 +414,14 @@ struct Member {
     void paint(int64_t begin, int64_t end) {
         each_trajectory_value(begin, end, [&](int64_t token, int64_t i) {
             if (p.is_given[i]) p.tokens[token] = p.given[i];
+        });
+    }
+
+    void remember(const Instruction& instruction, int64_t begin, int64_t end) {
+        const float old = instruction.coefficients[0], now = instruction.coefficients[1];
+        float* kept = p.kept + instruction.first * p.batch * p.horizon * p.trajectory_width;
+        each_trajectory_value(begin, end, [&](int64_t token, int64_t i) {
+            kept[i] = (old == 0.0f ? 0.0f : old * kept[i]) + now * p.tokens[token];  // 0: whatever it held
         });
     }
 

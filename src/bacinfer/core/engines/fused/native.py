@@ -50,7 +50,7 @@ class _Instruction(ctypes.Structure):
 
 
 _SIZES = ("batch", "rows", "horizon", "trajectory_width", "width", "hidden_width", "heads", "condition_tokens")
-_BUFFERS = ("x", "embedded", "tokens", "residuals", "total", "qkv", "output", "given", "is_given")
+_BUFFERS = ("x", "embedded", "tokens", "residuals", "total", "qkv", "output", "kept", "given", "is_given")
 
 
 class _Program(ctypes.Structure):
@@ -75,7 +75,7 @@ thread gains nothing at a width of 32, and a sixth at 48.)"""
 _KINDS = (op.SelfAttention, op.CrossAttention, op.FeedForward)
 _OPERATIONS: tuple[Any, ...] = (
     *(op.Paint, op.SetTimeToken, op.Embed, op.AddResiduals, op.StoreTotal, op.AddTotal),
-    *(_KINDS, op.Fold, op.Predict, op.Step, op.Modulate),
+    *(_KINDS, op.Fold, op.Predict, op.Step, op.Modulate, op.Remember),
 )
 _GELU_TANH = partial(F.gelu, approximate="tanh")
 _ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.gelu, F.relu, _GELU_TANH)
@@ -225,12 +225,12 @@ class NativeProgram:
                 "offset": self._pointer(buffers.conditioned[instruction.block]),
             }
         if isinstance(instruction, op.Step):
-            step, draw = instruction.step, instruction.draw
+            step = instruction.step
             coefficients = (c_float * 6)(step.a, step.b, 1 / step.s, step.c, step.d, step.e)
-            return {
-                "coefficients": coefficients,
-                "source": None if draw is None else self._pointer(buffers.noise[draw]),
-            }
+            return {"coefficients": coefficients, "source": self._pointer(instruction.added(buffers))}
+        if isinstance(instruction, op.Remember):
+            keep = instruction.keep
+            return {"first": keep.memory, "coefficients": (c_float * 6)(keep.old, keep.new)}
         return {}
 
 

@@ -137,6 +137,7 @@ def trajectory_instructions(
 def _step(constants: Constants, blocks: Sequence[BlockInstruction], k: int) -> list[op.Instruction]:
     step = constants.sampler.steps[k]
     return [
+        *map(op.Remember, step.keeps),
         *([op.SetTimeToken(constants.time_tokens[k])] if constants.denoiser.encoder_only else []),
         op.Embed(constants.input),
         *_stack(constants, blocks, k),

@@ -145,7 +145,7 @@ class ProgramCache:
         unknown = self.check_functions(loop)
         if unknown is not None or dtype not in self._constants:
             K = loop.num_inference_steps
-            num_steps = min(K, NUM_PROBE_STEPS) if unknown is None else K
+            num_steps = min(K, NUM_PROBE_STEPS * loop.calls_a_step) if unknown is None else K
             everything = CacheSchedule.every_step([block.key for block in self.blocks], num_steps)
             cold = replace(call, start=None)
             compare(
