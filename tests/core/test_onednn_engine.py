@@ -12,6 +12,8 @@ from bacinfer import CacheSchedule, PolicyHandle, SamplingPlan
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines import onednn
 
+pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="PyTorch without oneDNN")
+
 K = 4
 WIDTH, TOKENS = 512, 64  # feed-forward products are large enough, those of 512 x 512 are not
 
