@@ -59,7 +59,7 @@ def test_every_byte_is_in_one_part() -> None:
     watch = PolicyWatch(ConditionalSample(policy))
     tensors = [*policy.model.parameters(), *policy.model.buffers()]
     assert watch.num_bytes == sum(tensor.nbytes for tensor in tensors)
-    parts = [bits for part in watch._parts for bits in part]
+    parts = [bits for part in watch._parts for views in part for bits in views]
     assert sum(bits.nbytes for bits in parts) == watch.num_bytes
     assert len(watch._parts) <= NUM_PARTS
 

@@ -112,15 +112,17 @@ class Buffers:
         )
 
     def load(self, call: SamplingCall) -> None:
-        """Copies the arguments, and draws all noise, by the calls of the loop in their order."""
-        given, generator = call.given, call.generator
+        """Copies the arguments, and draws what the loop starts from."""
         self.trajectory.copy_(call.draw_noise() if call.start is None else call.start)
-        for noise in self.noise:
-            torch.randn(noise.shape, dtype=noise.dtype, device=noise.device, generator=generator, out=noise)
-        self.given.copy_(self._small_enough(given))
+        self.given.copy_(self._small_enough(call.given))
         self.is_given.copy_(call.is_given)
         if self.condition is not None and call.condition is not None:
             self.condition.copy_(self._small_enough(call.condition))
+
+    def draw(self, generator: torch.Generator | None) -> None:
+        """Draws the noise of all steps, by the calls of the loop in their order."""
+        for noise in self.noise:
+            torch.randn(noise.shape, dtype=noise.dtype, device=noise.device, generator=generator, out=noise)
 
     def _small_enough(self, x: Tensor) -> Tensor:
         """x, but no number where the products of the plain policy might overflow.

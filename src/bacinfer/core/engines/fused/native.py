@@ -78,7 +78,7 @@ _OPERATIONS: tuple[Any, ...] = (
     *(_KINDS, op.Fold, op.Predict, op.Step, op.Modulate, op.Remember),
 )
 _GELU_TANH = partial(F.gelu, approximate="tanh")
-_ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.gelu, F.relu, _GELU_TANH)
+ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.gelu, F.relu, _GELU_TANH)
 
 
 class NativeProgram:
@@ -179,7 +179,7 @@ class NativeProgram:
         common = {"kind": _KINDS.index(type(block)), "norm": norm, "modulation": modulation}
         if isinstance(block, op.FeedForward):
             weights = block.weights
-            activation = _ACTIVATIONS.index(_activation(weights.activation))
+            activation = ACTIVATIONS.index(activation_of(weights.activation))
             first, second = (self._affine(part, self._halves) for part in (weights.first, weights.second))
             return _Block(activation=activation, first=first, second=second, **common)
         if isinstance(block, op.SelfAttention):
@@ -267,11 +267,11 @@ def _check(program: Program) -> None:
     if any(norm is not None and (norm.module.weight is None or norm.module.bias is None) for norm in norms):
         raise NativeUnavailableError("a layer normalisation has no weight or bias")
     for weights in constants.weights:
-        if isinstance(weights, FeedForwardWeights) and _activation(weights.activation) not in _ACTIVATIONS:
+        if isinstance(weights, FeedForwardWeights) and activation_of(weights.activation) not in ACTIVATIONS:
             raise NativeUnavailableError(f"the activation is {weights.activation}")
 
 
-def _activation(activation: Any) -> Any:
+def activation_of(activation: Any) -> Any:
     """The function that an activation module applies, where it is one of those."""
     if isinstance(activation, nn.GELU):
         return F.gelu if activation.approximate == "none" else _GELU_TANH

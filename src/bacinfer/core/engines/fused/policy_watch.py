@@ -51,11 +51,10 @@ class PolicyWatch:
         self._counted = [tensor for tensor in tensors if not tensor.is_inference()]
         self._versions, self._tensors, self._addresses = self._read_versions(), tensors, _addresses(tensors)
         matrices = [_middle(_bits(tensor)) for tensor in tensors if tensor.ndim >= 2]
-        peeked = [*matrices, *map(_bits, _coefficients(self._settings_before))]
-        self._peeked = [[bits for bits in peeked if bits.dtype == dtype] for dtype in {bits.dtype for bits in peeked}]
-        self._peeked_before = self._peek()
-        self._parts = _split([_bits(tensor) for tensor in tensors], NUM_PARTS)
-        self._parts_before = [[bits.clone() for bits in part] for part in self._parts]
+        self._peeked = _alike([*matrices, *map(_bits, _coefficients(self._settings_before))])
+        self._peeked_before = _joined(self._peeked)
+        self._parts = [_alike(part) for part in _split([_bits(tensor) for tensor in tensors], NUM_PARTS)]
+        self._parts_before = [_joined(part) for part in self._parts]
         self._next_part = 0
 
     @property
@@ -76,8 +75,8 @@ class PolicyWatch:
             and _all_equal([self._loop.settings()], [self._settings_before])
             and self._read_versions() == self._versions
             and _addresses(self._tensors) == self._addresses
-            and all(map(torch.equal, self._peek(), self._peeked_before))
-            and all(map(torch.equal, self._parts[part], self._parts_before[part]))
+            and all(map(torch.equal, _joined(self._peeked), self._peeked_before))
+            and all(map(torch.equal, _joined(self._parts[part]), self._parts_before[part]))
         )
 
     def _read_classes(self) -> list[type]:
@@ -85,9 +84,6 @@ class PolicyWatch:
 
     def _read_versions(self) -> list[int]:
         return list(map(attrgetter("_version"), self._counted))
-
-    def _peek(self) -> list[Tensor]:
-        return [torch.cat(views) for views in self._peeked]
 
 
 def _methods(classes: set[type]) -> Iterator[tuple[type, str, Any]]:
@@ -138,6 +134,19 @@ def _bits(tensor: Tensor) -> Tensor:
     """A tensor's own storage as integers, flat where it lies in one piece: numbers that are none are equal too."""
     bits = tensor.detach().view(_INTEGERS.get(tensor.element_size(), tensor.dtype))
     return bits.view(-1) if bits.is_contiguous() else bits
+
+
+def _alike(views: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The views that one comparison can take together: a scheduler's tables stay on the CPU, whatever the model does."""
+    groups: dict[Any, list[Tensor]] = {}
+    for view in views:
+        groups.setdefault((view.dtype, view.device), []).append(view)
+    return list(groups.values())
+
+
+def _joined(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """A copy of each group: on a GPU every comparison is waited for, so that there should be few."""
+    return [torch.cat([view.reshape(-1) for view in views]) for views in groups]
 
 
 def _split(tensors: Sequence[Tensor], num_parts: int) -> list[list[Tensor]]:

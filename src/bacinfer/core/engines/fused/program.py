@@ -66,6 +66,11 @@ class Program:
     def load(self, call: SamplingCall) -> None:
         """Puts the arguments in place, and draws the noise."""
         self.buffers.load(call)
+        self.draw(call.generator)
+
+    def draw(self, generator: torch.Generator | None) -> None:
+        """Draws the noise of all steps, as they add it."""
+        self.buffers.draw(generator)
         self.buffers.noise.mul_(self.constants.sigmas)
 
     def run(self) -> None:

@@ -66,6 +66,8 @@ def make_runner(name: str, program: Program, precision: str | None) -> Runner:
     """
     if precision is None:
         return RUNNERS[name](program)
+    if name == "cuda_graph":
+        return CapturedProgram(program, halves=precision == BF16)
     try:
         return NativeProgram(program, halves=precision == BF16)
     except NativeUnavailableError as error:
@@ -76,10 +78,12 @@ def check_device(name: str, device: torch.device, precision: str | None = None) 
     """Raises UnsupportedPolicyError if programs cannot run so on a device."""
     if name == "cuda_graph" and device.type != "cuda":
         raise UnsupportedPolicyError(f"it is on {device}, and CUDA graphs need it on a CUDA device")
-    if precision is None:
+    if precision is None or name == "cuda_graph":
         return
     if name != "fused" or device.type != "cpu":
-        raise UnsupportedPolicyError(f"only the engine 'fused' on a CPU has that; this is {name!r} on {device}")
+        raise UnsupportedPolicyError(
+            f"the engines 'fused' on a CPU and 'cuda_graph' on a CUDA device have that; this is {name!r} on {device}"
+        )
     try:
         native_library()
     except NativeUnavailableError as error:
