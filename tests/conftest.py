@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import interpreted_triton  # noqa: F401  # before anything imports Triton
 from bacinfer.policies import load_policy
 from helpers import TinyPolicy
 from small_experiments import MAX_STEPS, write_tiny_steps

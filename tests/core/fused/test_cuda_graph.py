@@ -14,8 +14,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import bacinfer
 from bacinfer import FastDiffusionPolicy
-from bacinfer.core.engines.fused import engine
+from bacinfer.core.engines.fused import cuda_graph, engine
 from core.fused.fused_helpers import act, assert_agree, make_policy, remove_cache, with_cache
 from tiny_policies import VARIANTS, observations
 
@@ -64,6 +65,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[StandInGraph]:
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(engine, "check_device", lambda *_: None)
+    monkeypatch.setattr(cuda_graph, "obstacle_to_kernels", lambda _: "a stand-in records calls of PyTorch alone")
     return captured
 
 
@@ -73,7 +75,7 @@ def test_replays_equal_the_eager_engine(variant: str, graphs: list[StandInGraph]
     cached, eager = (with_cache(policy, engine, cache_threshold=3) for engine in ("cuda_graph", "eager"))
     for seed in (1, 2, 3):  # other noise in the same graph
         assert_agree(act(cached, seed=seed), eager, partial(act, seed=seed))
-    # that of the comparison with the plain policy, which brings a generator for its noise, and its own, each with its noise
+    # that of the comparison with the plain policy, whose noise is a generator's, and its own; each with that of noise
     assert [graph.replays for graph in graphs] == [1, 0, 3, 3]
 
 
@@ -117,6 +119,24 @@ def test_no_action_of_a_graph_is_finite_where_the_plain_policys_is_not(graphs: l
         with torch.no_grad():
             for either in (policy, cached):
                 assert not either.predict_action({"obs": obs})["action"][1].isfinite().any()
+
+
+def test_kernels_that_cannot_be_compiled(
+    graphs: list[StandInGraph], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(program: Any, halves: bool) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(cuda_graph, "obstacle_to_kernels", lambda _: "")
+    monkeypatch.setattr(cuda_graph, "KernelProgram", fail)
+    policy = make_policy()
+    cached, eager = (with_cache(policy, engine, cache_threshold=3) for engine in ("cuda_graph", "eager"))
+    assert_agree(act(cached), eager)
+    assert "without GPU kernels" in caplog.text
+    assert "Failed to find C compiler" in caplog.text
+    bacinfer.apply(policy, bacinfer.SamplingPlan(), engine="cuda_graph", precision="bf16")
+    with pytest.raises(RuntimeError, match="it takes GPU kernels, and they could not be compiled: Failed to find"):
+        act(policy)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -29,6 +29,7 @@ class Constants:
         folded_time: Block and step to what the block sees of the timestep's token, where every call has the same.
         encoded_steps: The steps at which some block sees the condition, where an encoder mixes its tokens with the
             timestep's, so that they are encoded for these steps together; none otherwise.
+        encoded_time_tokens: The timesteps' tokens at these steps [S, 1, 1, D].
         sigmas: Of the noise that is drawn, [draws, 1, 1, 1].
     """
 
@@ -48,6 +49,7 @@ class Constants:
         self.modulation = denoiser.modulation_by_time(timesteps) if isinstance(denoiser, DiT) else None
         self.folded_time = self._fold_time_tokens()
         self.encoded_steps = self._encoded_steps()
+        self.encoded_time_tokens = self.time_tokens[list(self.encoded_steps), None, None]  # [S, 1, 1, D]
         sigmas = [step.sigma for step in sampler.steps if step.draws_noise]
         self.sigmas = torch.tensor(sigmas, dtype=weight.dtype, device=weight.device).view(-1, 1, 1, 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,9 @@ from bacinfer.core.engines.sampling_call import SamplingCall
 _NUM_WARMUP_RUNS = 2  # libraries set up their workspaces before the capture
 
 
+logger = logging.getLogger("bacinfer")
+
+
 class CapturedProgram:
     """Runs a program's steps by replaying a graph; loading its arguments stays outside of it.
 
@@ -26,16 +30,13 @@ class CapturedProgram:
         halves: See `KernelProgram`.
 
     Raises:
-        UnsupportedPolicyError: there are no kernels with `halves` for it.
+        UnsupportedPolicyError: there are no kernels for it, and with `halves` it takes them.
     """
 
     def __init__(self, program: Program, *, halves: bool = False) -> None:
-        obstacle = obstacle_to_kernels(program)
-        if halves and obstacle:
-            raise UnsupportedPolicyError(f"it takes the GPU kernels, and {obstacle}")
         self.program = program
-        self._runs = program if obstacle else KernelProgram(program, halves=halves)
         with torch.cuda.device(program.device):
+            self._runs = _in_kernels(program, halves)
             self.graph = _captured(self._runs.run, _NUM_WARMUP_RUNS)
             self.noise = _captured(lambda: program.draw(None), 0)  # a run outside would draw from what comes after it
 
@@ -52,6 +53,24 @@ class CapturedProgram:
             self.program.draw(call.generator)
         self.graph.replay()
         return self.program.buffers.trajectory.clone()
+
+
+def _in_kernels(program: Program, halves: bool) -> KernelProgram | Program:
+    """The program in kernels, or without them where it cannot be had in them."""
+    obstacle = obstacle_to_kernels(program)
+    if not obstacle:
+        try:
+            kernels = KernelProgram(program, halves=halves)
+            kernels.run()  # which compiles them
+            return kernels
+        except Exception as error:  # of Triton, for many reasons: no C compiler, or a GPU that is too small for them
+            obstacle = f"they could not be compiled: {error}"
+            logger.warning(
+                "a CUDA graph runs without GPU kernels, which takes two to three times as long: %s", obstacle
+            )
+    if halves:
+        raise UnsupportedPolicyError(f"it takes GPU kernels, and {obstacle}")
+    return program
 
 
 def _captured(run: Callable[[], None], num_warmup_runs: int) -> torch.cuda.CUDAGraph:

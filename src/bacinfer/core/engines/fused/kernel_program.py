@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bacinfer.core.engines.fused import instructions as op
-from bacinfer.core.engines.fused.denoiser import Affine, Denoiser, Norm
+from bacinfer.core.engines.fused.denoiser import Affine, Denoiser, FeedForwardWeights, Norm
 from bacinfer.core.engines.fused.native import ACTIVATIONS, activation_of
 from bacinfer.core.engines.fused.program import Program
 
@@ -23,51 +23,44 @@ _Instruction = TypeVar("_Instruction")
 MAX_ROWS = 128
 """Of the tokens of all batch entries: with more, PyTorch's products are the faster ones."""
 
-_MAX_WIDTH = 1024  # of tokens: a program holds whole ones
-_MAX_TOKENS = 64  # of a batch entry, likewise
-_MAX_PAIRS = 256  # of condition tokens and heads
+_MAX_WIDTH = 512  # of tokens: a kernel holds whole ones, and weights beside them
+_MAX_TOKENS = 64  # of a batch entry: each attends to all
+_MAX_PAIRS = 256  # of condition tokens and heads, likewise
+
+# How kernels divide their work: the fastest of those that were tried on an H200.
 _SMALLEST = 16  # side of a product's tile
 _ROWS = 16
 _COLUMNS = 16
-_SLICES = 8  # of a sum, so many warps' parts
+_SLICES = 8  # of a sum
 _SLICE_WIDTH = 128
 _NUM_WARPS = 8
-IEEE = "ieee"
 
 
 class KernelProgram:
     """What a program computes, in few launches.
 
     Args:
+        program: One without an obstacle (see `obstacle_to_kernels`).
         halves: The products of self-attention and feed-forward blocks are of bfloat16 and add in single precision.
     """
 
-    def __init__(self, program: Program, halves: bool = False) -> None:
+    def __init__(self, program: Program, *, halves: bool = False) -> None:
         from bacinfer.core.engines.fused import kernels
 
         self.program = program
         self.buffers = program.buffers
-        self.halves = halves
-        self._halves: dict[int, Tensor] = {}
         self._kernels = kernels
-        num_rows, width = self.buffers.x.shape
-        inner = [block.weights.first.weight.shape[0] for block in program.blocks if isinstance(block, op.FeedForward)]
-        self._hidden = self.buffers.x.new_empty(num_rows, max(inner, default=0), dtype=self.buffers.qkv.dtype)
-        self._width = _sliced(width)
-        self._common = dict(PRECISION=_precision(), PDL=_overlaps(program.device))
-        self._options = dict(num_warps=_NUM_WARPS, **({"launch_pdl": True} if self._common["PDL"] else {}))
+        self._halves: dict[int, Tensor] | None = {} if halves else None  # by the identity of an affine
+        x = self.buffers.x
+        inner = [len(weights.first.weight) for weights in program.constants.weights if hasattr(weights, "first")]
+        self._hidden = x.new_empty(len(x) * max(inner, default=0), dtype=self.buffers.qkv.dtype)
+        self._width = _sliced(x.shape[1])
+        self._how = _how(program.device)
         self.launches = list(self._lower(deque(program.instructions)))
-
-    @property
-    def device(self) -> torch.device:
-        return self.program.device
 
     @property
     def buffer_bytes(self) -> int:
         return self.program.buffer_bytes + self._hidden.nbytes
-
-    def load(self, call: Any) -> None:
-        self.program.load(call)
 
     def run(self) -> None:
         """Denoises what was loaded, in place."""
@@ -78,19 +71,15 @@ class KernelProgram:
     def _lower(self, instructions: deque[op.Instruction]) -> Iterator[Launch]:
         while instructions:
             block = instructions[0]
-            if isinstance(block, (op.SelfAttention, op.CrossAttention, op.FeedForward)) and self._has_kernel(block):
+            if isinstance(block, (op.SelfAttention, op.CrossAttention, op.FeedForward)):
                 instructions.popleft()
-                added = instructions.popleft()
-                assert isinstance(added, op.AddResiduals) and added.start == block.block
+                added: Any = instructions.popleft()  # its residual, and the stored ones of the blocks after it
                 yield from self._block(block, count=added.end - added.start - 1)
             elif isinstance(block, (op.Predict, op.Paint, op.Embed)):
                 yield self._between_steps(instructions)
             else:
                 instructions.popleft()
                 yield partial(block.run, self.buffers)
-
-    def _has_kernel(self, block: op.Instruction) -> bool:
-        return not isinstance(block, op.FeedForward) or activation_of(block.weights.activation) in ACTIVATIONS
 
     # -- blocks ------------------------------------------------------------------------------------------------------
 
@@ -101,40 +90,39 @@ class KernelProgram:
             yield self._norm_linear(block.weights.norm, block.weights.qkv, self.buffers.qkv, None)
             yield self._attend(block, into)
         elif isinstance(block, op.FeedForward):
-            hidden = self._hidden.view(-1)[: len(self.buffers.x) * len(block.weights.first.weight)]
             activation = activation_of(block.weights.activation)
-            yield self._norm_linear(block.weights.norm, block.weights.first, hidden, activation)
-            yield self._linear(block.weights.second, hidden, into)
+            yield self._norm_linear(block.weights.norm, block.weights.first, self._hidden, activation)
+            yield self._linear(block.weights.second, into)
         else:
             yield self._cross_attend(block, into)
 
     def _norm_linear(self, norm: Norm, affine: Affine, out: Tensor, activation: Any) -> Launch:
         x, outputs = self.buffers.x, len(affine.weight)
         grid = (_tiles(len(x), _ROWS), _tiles(outputs, _COLUMNS))
+        number = self._kernels.NO_ACTIVATION if activation is None else 1 + ACTIVATIONS.index(activation)
         return self._launch(
-            "norm_linear", grid, x, *_norm(norm, x), self._weight(affine), affine.bias, out, len(x), x.shape[1], outputs,
-            **dict(ACTIVATION=0 if activation is None else 1 + ACTIVATIONS.index(activation), ROWS=_ROWS, COLUMNS=_COLUMNS, **self._width),
+            "norm_linear", grid, x, *_norm(norm, x), self._weight(affine), affine.bias, out, len(x), x.shape[1],
+            outputs, ACTIVATION=number, ROWS=_ROWS, COLUMNS=_COLUMNS, **self._width,
         )  # fmt: skip
 
-    def _linear(self, affine: Affine, hidden: Tensor, into: Any) -> Launch:
+    def _linear(self, affine: Affine, into: Any) -> Launch:
         x, residual, *more = into
         (num_rows, width), inputs = x.shape, affine.weight.shape[1]
         grid = (_tiles(num_rows, _ROWS), _tiles(width, _COLUMNS))
         return self._launch(
-            "linear", grid, hidden, self._weight(affine), affine.bias, x, residual, num_rows, width, *more,
-            **dict(INPUTS=inputs, ROWS=_ROWS, COLUMNS=_COLUMNS, **_sliced(inputs)),
+            "linear", grid, self._hidden, self._weight(affine), affine.bias, x, residual, num_rows, width, *more,
+            INPUTS=inputs, ROWS=_ROWS, COLUMNS=_COLUMNS, **_sliced(inputs),
         )  # fmt: skip
 
     def _attend(self, block: op.SelfAttention, into: Any) -> Launch:
         x, residual, *more = into
         buffers, out = self.buffers, block.weights.out
         heads, head_width = buffers.heads[0].shape[1], buffers.heads[0].shape[3]
-        group = next(number for number in (4, 2, 1) if heads % number == 0)
         mask = buffers.qkv if buffers.mask is None else buffers.mask  # any pointer where there is none
         return self._launch(
             "attend", (buffers.batch, _tiles(x.shape[1], _COLUMNS)), buffers.qkv, mask, self._weight(out), out.bias, x,
             residual, buffers.rows, head_width, x.shape[1], *more, head_width**-0.5,
-            **dict(HEADS=heads, GROUP=group, TOKENS=_power(buffers.rows), K=_power(head_width), COLUMNS=_COLUMNS),
+            HEADS=heads, GROUP=math.gcd(heads, 4), TOKENS=_power(buffers.rows), K=_power(head_width), COLUMNS=_COLUMNS,
             MASKED=buffers.mask is not None,
         )  # fmt: skip
 
@@ -142,14 +130,13 @@ class KernelProgram:
         x, residual, *more = into
         condition, time, width = block.condition, block.time, x.shape[1]
         _, batch, seen, heads, _ = condition.vectors.shape
-        timed = time is not None
-        vectors, offset = (condition.vectors, condition.offset) if time is None else (time.vectors, time.offset)
-        shape = _seen_and_heads(seen, heads)
+        first: Any = condition if time is None else time
+        seen_tile, heads_tile = _seen_and_heads(seen, heads)
         return self._launch(
-            "cross_attend", (batch, 1), x, *_norm(block.weights.norm, x), condition.vectors, vectors, condition.offset,
-            offset, condition.mask, block.weights.out_bias, residual, self.buffers.rows, seen, heads, width, *more,
-            condition.vectors.stride(0), vectors.stride(0),
-            **dict(SEEN=shape[0], HEADS=shape[1], TOKENS=_power(self.buffers.rows), TIMED=timed, **self._width),
+            "cross_attend", (batch, 1), x, *_norm(block.weights.norm, x), condition.vectors, first.vectors,
+            condition.offset, first.offset, condition.mask, block.weights.out_bias, residual, self.buffers.rows, seen,
+            heads, width, *more, condition.vectors.stride(0), first.vectors.stride(0),
+            SEEN=seen_tile, HEADS=heads_tile, TOKENS=_power(self.buffers.rows), TIMED=time is not None, **self._width,
         )  # fmt: skip
 
     # -- between them ------------------------------------------------------------------------------------------------
@@ -171,20 +158,19 @@ class KernelProgram:
         clip, draw = (None, None) if step is None else (step.clip, step.draw)
         return self._launch(
             "between_steps", (_tiles(len(x), _ROWS), 1), x, *_norm(norms[0], x), *_norm(norms[1], x),
-            constants.head.weight, constants.head.bias, trajectory, buffers.noise[draw or 0] if draw is not None else x,
+            constants.head.weight, constants.head.bias, trajectory, x if draw is None else buffers.noise[draw],
             buffers.given, buffers.is_given.view(torch.int8), constants.input.columns, buffers.embedded, addends,
             len(x), x.shape[1], trajectory.shape[-1], *numbers, clip or 0.0, count, addends.stride(0),
-            **dict(ROWS=_ROWS, SIZE=_power(trajectory.shape[-1]), STACK_NORM=norms[0] is not None, **self._width),
-            **dict(NORM=norms[1] is not None, PREDICTS=predict is not None, CLIPS=clip is not None),
-            **dict(DRAWS=draw is not None, PAINTS=paints, EMBEDS=embed is not None),
+            ROWS=_ROWS, SIZE=_power(trajectory.shape[-1]), STACK_NORM=norms[0] is not None, NORM=norms[1] is not None,
+            PREDICTS=predict is not None, CLIPS=clip is not None, DRAWS=draw is not None, PAINTS=paints,
+            EMBEDS=embed is not None, **self._width,
         )  # fmt: skip
 
     def _launch(self, name: str, grid: tuple[int, int], *args: Any, **constants: Any) -> Launch:
-        kernel = getattr(self._kernels, name)[grid]
-        return partial(kernel, *args, **constants, **self._common, **self._options)
+        return partial(getattr(self._kernels, name)[grid], *args, **constants, **self._how)
 
     def _weight(self, affine: Affine) -> Tensor:
-        if not self.halves:
+        if self._halves is None:
             return affine.columns
         if id(affine) not in self._halves:  # one for all steps
             self._halves[id(affine)] = affine.columns.to(torch.bfloat16)
@@ -212,6 +198,9 @@ def obstacle_to_kernels(program: Program) -> str:
         return f"its condition has more than {_MAX_PAIRS} pairs of tokens and heads"
     if any(norm.module.weight is None or norm.module.bias is None for norm in norms):
         return "a layer normalisation has no weight or bias"
+    for weights in constants.weights:
+        if isinstance(weights, FeedForwardWeights) and activation_of(weights.activation) not in ACTIVATIONS:
+            return f"the activation is {weights.activation}"
     return ""
 
 
@@ -250,10 +239,11 @@ def _take(instructions: deque[op.Instruction], kind: type[_Instruction]) -> _Ins
     return found
 
 
-def _precision() -> str:
-    """How single precision is multiplied: as PyTorch is told to."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else IEEE
-
-
-def _overlaps(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+def _how(device: torch.device) -> dict[str, Any]:
+    """What all kernels are launched with on a device."""
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    overlaps = capability >= (9, 0)
+    # three products of TensorFloat-32 make one of single precision, on the units that are made for products
+    precision = "tf32x3" if capability >= (8, 0) else "ieee"
+    launch = {"launch_pdl": True} if overlaps else {}
+    return {"PRECISION": precision, "PDL": overlaps, "num_warps": _NUM_WARPS, **launch}

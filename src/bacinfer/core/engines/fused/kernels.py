@@ -10,8 +10,6 @@ kernel start, and load its weights, while the one before it ends (programmatic d
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
@@ -33,32 +31,13 @@ def _started(PDL: tl.constexpr) -> None:
 
 
 @triton.jit
-def _rows_of(x, rows, in_rows, width: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows of x in single precision [R, WIDTH]: each is one warp's."""
-    columns = tl.arange(0, WIDTH)
-    mask = in_rows[:, None] & (columns < width)[None, :]
-    return tl.load(x + rows[:, None] * width + columns[None, :], mask, 0.0).to(tl.float32)
-
-
-@triton.jit
-def _vector(pointer, width: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    columns = tl.arange(0, WIDTH)
-    return tl.load(pointer + columns, columns < width, 0.0).to(tl.float32)
-
-
-@triton.jit
-def _normalised(x, gamma, beta, eps, width: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Layer normalisation of x [R, WIDTH], of which `width` columns are filled."""
-    mean = tl.sum(x, 1) / width
-    centred = tl.where((tl.arange(0, WIDTH) < width)[None, :], x - mean[:, None], 0.0)
-    variance = tl.sum(centred * centred, 1) / width
-    return centred * tl.rsqrt(variance + eps)[:, None] * gamma[None, :] + beta[None, :]
-
-
-@triton.jit
-def _in_slices(x, SLICES: tl.constexpr, K: tl.constexpr):  # type: ignore[no-untyped-def]
-    """x [R, S K] as [S, R, K]."""
-    return tl.permute(tl.reshape(x, (x.shape[0], SLICES, K)), (1, 0, 2))
+def _normalised(x, is_valid, gamma, beta, eps, width):  # type: ignore[no-untyped-def]
+    """Layer normalisation of x [S, rows, K], whose rows are divided into S slices; no numbers where it overflows."""
+    mean = tl.sum(tl.sum(x, 2), 0) / width
+    centred = tl.where(is_valid, x - mean[None, :, None], 0.0)
+    variance = tl.sum(tl.sum(centred * centred, 2), 0) / width
+    scale = tl.where(variance < float("inf"), tl.rsqrt(variance + eps), float("nan"))
+    return centred * scale[None, :, None] * gamma[:, None, :] + beta[:, None, :]
 
 
 @triton.jit
@@ -74,7 +53,7 @@ def _activated(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _add_to_stream(x, value, residuals, count, stride: tl.constexpr, at, mask):  # type: ignore[no-untyped-def]
+def _add_to_stream(x, value, residuals, count, stride, at, mask):  # type: ignore[no-untyped-def]
     """x += value, the residual of a block, and the stored ones of the `count` blocks after it, at the places `at`."""
     tl.store(residuals + at, value, mask)
     value = value.to(tl.float32)
@@ -85,7 +64,7 @@ def _add_to_stream(x, value, residuals, count, stride: tl.constexpr, at, mask): 
 
 @_kernel
 def norm_linear(  # type: ignore[no-untyped-def]
-    x, gamma, beta, eps, weight, bias, out, num_rows: tl.constexpr, width: tl.constexpr, num_outputs: tl.constexpr,
+    x, gamma, beta, eps, weight, bias, out, num_rows, width, num_outputs,
     ACTIVATION: tl.constexpr, SLICES: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -99,12 +78,13 @@ def norm_linear(  # type: ignore[no-untyped-def]
         in_width[:, :, None] & in_columns[None, None, :],
         0.0,
     )
-    gamma, beta = _vector(gamma, width, SLICES * K), _vector(beta, width, SLICES * K)
+    gamma, beta = tl.load(gamma + k, in_width, 0.0).to(tl.float32), tl.load(beta + k, in_width, 0.0).to(tl.float32)
     offset = tl.load(bias + columns, in_columns, 0.0).to(tl.float32)
     _started(PDL)
-    tokens = _rows_of(x, rows, rows < num_rows, width, SLICES * K)
-    tokens = _normalised(tokens, gamma, beta, eps, width, SLICES * K).to(tile.dtype)
-    product = tl.sum(tl.dot(_in_slices(tokens, SLICES, K), tile, input_precision=PRECISION), 0)
+    is_valid = (rows < num_rows)[None, :, None] & in_width[:, None, :]
+    tokens = tl.load(x + rows[None, :, None] * width + k[:, None, :], is_valid, 0.0).to(tl.float32)
+    tokens = _normalised(tokens, is_valid, gamma, beta, eps, width)
+    product = tl.sum(tl.dot(tokens.to(tile.dtype), tile, input_precision=PRECISION), 0)
     result = _activated(product + offset[None, :], ACTIVATION)
     mask = (rows < num_rows)[:, None] & in_columns[None, :]
     tl.store(out + rows[:, None] * num_outputs + columns[None, :], result, mask)
@@ -112,7 +92,7 @@ def norm_linear(  # type: ignore[no-untyped-def]
 
 @_kernel
 def linear(  # type: ignore[no-untyped-def]
-    hidden, weight, bias, x, residuals, num_rows: tl.constexpr, width: tl.constexpr, count, stride: tl.constexpr,
+    hidden, weight, bias, x, residuals, num_rows, width, count, stride,
     INPUTS: tl.constexpr, SLICES: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -145,13 +125,13 @@ def linear(  # type: ignore[no-untyped-def]
 
 @_kernel
 def attend(  # type: ignore[no-untyped-def]
-    qkv, attention_mask, weight, bias, x, residuals, num_tokens: tl.constexpr, head_width: tl.constexpr, width: tl.constexpr, count, stride: tl.constexpr, scale,
+    qkv, attention_mask, weight, bias, x, residuals, num_tokens, head_width, width, count, stride, scale,
     HEADS: tl.constexpr, GROUP: tl.constexpr, TOKENS: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr,
     MASKED: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The residual of a self-attention block from its queries, keys and values [M, 3 D]; x += it and `count` more.
 
-    Every program attends with all heads, `GROUP` of them at a time, since that is little work, and projects some columns.
+    Every program attends with all heads, `GROUP` at a time, since that is little work, and projects some columns.
     """
     tokens, d = tl.arange(0, TOKENS), tl.arange(0, K)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -189,7 +169,7 @@ def attend(  # type: ignore[no-untyped-def]
 @_kernel
 def cross_attend(  # type: ignore[no-untyped-def]
     x, gamma, beta, eps, vectors, time_vectors, offset, time_offset, condition_mask, bias, residuals,
-    num_tokens: tl.constexpr, num_seen: tl.constexpr, num_heads: tl.constexpr, width: tl.constexpr, count, stride: tl.constexpr, seen_stride: tl.constexpr, time_stride: tl.constexpr,
+    num_tokens, num_seen, num_heads, width, count, stride, seen_stride, time_stride,
     SEEN: tl.constexpr, HEADS: tl.constexpr, TOKENS: tl.constexpr, SLICES: tl.constexpr, K: tl.constexpr,
     TIMED: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -205,7 +185,7 @@ def cross_attend(  # type: ignore[no-untyped-def]
     of_call = in_pairs & ((seen > 0) | (not TIMED))
     k = tl.arange(0, SLICES)[:, None] * K + tl.arange(0, K)[None, :]
     in_width = k < width
-    gamma, beta = _vector(gamma, width, SLICES * K), _vector(beta, width, SLICES * K)
+    gamma, beta = tl.load(gamma + k, in_width, 0.0).to(tl.float32), tl.load(beta + k, in_width, 0.0).to(tl.float32)
     add = tl.load(bias + k, in_width, 0.0).to(tl.float32)
     pair_at = entry * (num_seen * num_heads) + seen * num_heads + head
     call_at, call_mask = pair_at[None, :, None] * width + k[:, None, :], of_call[None, :, None] & in_width[:, None, :]
@@ -218,14 +198,15 @@ def cross_attend(  # type: ignore[no-untyped-def]
     _started(PDL)
     logits_of += tl.load(vectors + call_at, call_mask, 0.0)
     values_of += tl.load(vectors + seen_stride + call_at, call_mask, 0.0)
-    offset_at = (entry * num_tokens + tokens[:, None]) * (num_seen * num_heads) + seen[None, :] * num_heads + head[None, :]
+    offset_at = (
+        (entry * num_tokens + tokens[:, None]) * (num_seen * num_heads) + seen[None, :] * num_heads + head[None, :]
+    )
     constant = time_logits + tl.load(offset + offset_at, in_tokens[:, None] & of_call[None, :], 0.0).to(tl.float32)
     rows = entry * num_tokens + tokens
     is_valid = in_tokens[None, :, None] & in_width[:, None, :]
     at = rows[None, :, None] * width + k[:, None, :]
-    stream = _normalised(_rows_of(x, rows, in_tokens, width, SLICES * K), gamma, beta, eps, width, SLICES * K)
-    stream = _in_slices(stream.to(logits_of.dtype), SLICES, K)
-    products = tl.dot(stream, tl.permute(logits_of, (0, 2, 1)), input_precision=PRECISION)
+    stream = _normalised(tl.load(x + at, is_valid, 0.0).to(tl.float32), is_valid, gamma, beta, eps, width)
+    products = tl.dot(stream.to(logits_of.dtype), tl.permute(logits_of, (0, 2, 1)), input_precision=PRECISION)
     logits = tl.where((seen < num_seen)[None, :], tl.sum(products, 0) + constant, float("-inf"))
     logits = tl.reshape(logits, (TOKENS, SEEN, HEADS))
     weights = tl.exp(logits - tl.max(logits, 1)[:, None, :])
@@ -239,7 +220,7 @@ def cross_attend(  # type: ignore[no-untyped-def]
 def between_steps(  # type: ignore[no-untyped-def]
     x, stack_gamma, stack_beta, stack_eps, gamma, beta, eps, head, head_bias,
     trajectory, noise, given, is_given, input_weight, embedded, addends,
-    num_rows: tl.constexpr, width: tl.constexpr, size: tl.constexpr, a, b, s, c, d, e, clip, count, stride: tl.constexpr,
+    num_rows, width, size, a, b, s, c, d, e, clip, count, stride,
     SLICES: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
     STACK_NORM: tl.constexpr, NORM: tl.constexpr, PREDICTS: tl.constexpr, CLIPS: tl.constexpr, DRAWS: tl.constexpr,
     PAINTS: tl.constexpr, EMBEDS: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
@@ -255,18 +236,17 @@ def between_steps(  # type: ignore[no-untyped-def]
     _started(PDL)
     current = tl.load(trajectory + small_at, small, 0.0).to(tl.float32)
     if PREDICTS:
-        stream = _rows_of(x, rows, in_rows, width, SLICES * K)
+        stream = tl.load(x + at, is_valid, 0.0).to(tl.float32)
         if STACK_NORM:
-            scale, shift = _vector(stack_gamma, width, SLICES * K), _vector(stack_beta, width, SLICES * K)
-            stream = _normalised(stream, scale, shift, stack_eps, width, SLICES * K)
+            scale, shift = tl.load(stack_gamma + k, in_width, 0.0), tl.load(stack_beta + k, in_width, 0.0)
+            stream = _normalised(stream, is_valid, scale.to(tl.float32), shift.to(tl.float32), stack_eps, width)
         if NORM:
-            scale, shift = _vector(gamma, width, SLICES * K), _vector(beta, width, SLICES * K)
-            stream = _normalised(stream, scale, shift, eps, width, SLICES * K)
+            scale, shift = tl.load(gamma + k, in_width, 0.0), tl.load(beta + k, in_width, 0.0)
+            stream = _normalised(stream, is_valid, scale.to(tl.float32), shift.to(tl.float32), eps, width)
         tile = tl.load(
             head + numbers[None, :, None] * width + k[:, None, :], in_size[None, :, None] & in_width[:, None, :], 0.0
         )
-        stream = _in_slices(stream.to(tile.dtype), SLICES, K)
-        product = tl.dot(stream, tl.permute(tile, (0, 2, 1)), input_precision=PRECISION)
+        product = tl.dot(stream.to(tile.dtype), tl.permute(tile, (0, 2, 1)), input_precision=PRECISION)
         output = tl.sum(product, 0) + tl.load(head_bias + numbers, in_size, 0.0).to(tl.float32)[None, :]
         output = output.to(tile.dtype).to(tl.float32)
         clean = (current * a + output * b) / s
@@ -289,7 +269,6 @@ def between_steps(  # type: ignore[no-untyped-def]
         same = tl.broadcast_to(current[None, :, :], (SLICES, ROWS, SIZE))
         stream = tl.dot(same.to(tile.dtype), tile, input_precision=PRECISION)
         stream += tl.load(embedded + at, is_valid, 0.0).to(tl.float32)
-        for block in range(0, count):
+        for block in range(count):
             stream += tl.load(addends + block * stride + at, is_valid, 0.0).to(tl.float32)
         tl.store(x + at, stream, is_valid)
-

@@ -137,7 +137,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _alike(views: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The views that one comparison can take together: a scheduler's tables stay on the CPU, whatever the model does."""
+    """The views that one comparison can take together: a scheduler's tables stay on the CPU."""
     groups: dict[Any, list[Tensor]] = {}
     for view in views:
         groups.setdefault((view.dtype, view.device), []).append(view)

@@ -94,8 +94,7 @@ class Program:
             positions = model.cond_pos_emb[:, 1 : buffers.num_condition_tokens]
             observed = model.cond_obs_emb(buffers.condition) + positions  # [B, J - 1, D]
         if self.constants.encoded_steps:
-            tokens = self.constants.time_tokens[list(self.constants.encoded_steps), None, None]  # [S, 1, 1, D]
-            tokens = tokens.expand(-1, buffers.batch, -1, -1)
+            tokens = self.constants.encoded_time_tokens.expand(-1, buffers.batch, -1, -1)  # [S, B, 1, D]
             if observed is not None:
                 tokens = torch.cat([tokens, observed.expand(len(tokens), -1, -1, -1)], dim=2)
             buffers.encoded.copy_(model.encoder(tokens.flatten(0, 1)).view(tokens.shape))

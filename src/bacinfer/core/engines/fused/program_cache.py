@@ -196,11 +196,11 @@ def compare(
         loop.num_inference_steps = num_steps
         # where weights are halves, the layers around them take single precision only under autocast
         autocast = torch.autocast(given.device.type, dtype) if dtype.itemsize == 2 else nullcontext()
-        with autocast, _noise_again(call):
+        with autocast, _noise_again(call), _as_written():
             expected = plain(call)
     finally:
         loop.num_inference_steps = K
-    with _noise_again(call):
+    with _noise_again(call), _as_written():
         found = run(make_runner(call), call)
     difference = (found - expected).abs().max().item()
     bound = torch.finfo(dtype).eps ** 0.5 * max(1.0, expected.abs().max().item())
@@ -219,6 +219,19 @@ def _noise_again(call: SamplingCall) -> Iterator[None]:
     device = call.given.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Without PyTorch's shortcuts on CUDA: TensorFloat-32, and encoder layers' fast path, which approximates GELU."""
+    fast, precision = torch.backends.mha.get_fastpath_enabled(), torch.get_float32_matmul_precision()
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        torch.set_float32_matmul_precision(precision)
 
 
 def run(runner: Runner, call: SamplingCall) -> Tensor:
