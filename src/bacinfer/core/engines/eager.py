@@ -191,6 +191,8 @@ def _nothing_to_store(masks: Sequence[tuple[bool, ...]]) -> tuple[bool, ...]:
 
 
 def _refuse_dropout(model: nn.Module) -> None:
+    if not _trains(model):
+        return
     for name, module in model.named_modules():
         if module.training:
             p = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
@@ -199,3 +201,14 @@ def _refuse_dropout(model: nn.Module) -> None:
                     f"{name or type(model).__name__} is in train mode with dropout p = {p}, so a stored residual "
                     f"would repeat one random mask; call policy.eval() before sampling with a cache"
                 )
+
+
+def _trains(model: nn.Module) -> bool:
+    """Whether any of its modules is in train mode; at every call, and so without their names."""
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if module.training:
+            return True
+        waiting += [child for child in module._modules.values() if child is not None]
+    return False

@@ -146,7 +146,7 @@ def _alike(views: Sequence[Tensor]) -> list[list[Tensor]]:
 
 def _joined(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """A copy of each group: on a GPU every comparison is waited for, so that there should be few."""
-    return [torch.cat([view.reshape(-1) for view in views]) for views in groups]
+    return [torch.cat([view if view.ndim == 1 else view.reshape(-1) for view in views]) for views in groups]
 
 
 def _split(tensors: Sequence[Tensor], num_parts: int) -> list[list[Tensor]]:
