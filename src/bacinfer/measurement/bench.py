@@ -116,7 +116,7 @@ def _variants(plans: Mapping[str, SamplingPlan], engines: Sequence[str]) -> Iter
     for method in plans:
         for engine in engines:
             yield Variant(method, engine)
-            if engine in LOSSLESS_ENGINES:
+            if engine in PROGRAM_ENGINES:
                 yield from (Variant(method, engine, precision) for precision in PRECISIONS)
 
 

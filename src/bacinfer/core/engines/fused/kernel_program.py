@@ -188,6 +188,8 @@ def obstacle_to_kernels(program: Program) -> str:
         return "Triton is not installed"
     if not isinstance(constants.denoiser, Denoiser) or constants.denoiser.encoder_only:
         return "they are for transformers whose decoder layers see the timestep as a condition"
+    if any(step.keeps for step in constants.sampler.steps):
+        return "they know no integrators of higher order"
     if buffers.dtype == torch.float64:
         return "they are for single precision and halves"
     if num_rows > MAX_ROWS:
