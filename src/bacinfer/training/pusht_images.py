@@ -75,17 +75,25 @@ def read_pusht_images(path: str | Path, frames_dir: str | Path, **settings: int)
     """
     arrays, episode_ends = read_episodes(path, ("state", "action"))
     state, action = arrays["state"].astype(np.float32), arrays["action"].astype(np.float32)
-    frames_path = Path(frames_dir) / f"pusht_{hashlib.sha256(state.tobytes()).hexdigest()[:16]}.npy"
-    if not frames_path.exists():
-        draw_frames(state, frames_path)
-    image = np.load(frames_path, mmap_mode="c")
     return ImageDemonstrations(
-        torch.from_numpy(image),
+        read_frames(state, Path(frames_dir)),
         torch.from_numpy(state[:, :2].copy()),
         torch.from_numpy(action),
         episode_ends,
         **settings,
     )
+
+
+def read_frames(states: NDArray[np.floating], directory: Path) -> torch.Tensor:
+    """The frames [steps, *FRAME] of states, uint8, from a file in `directory` that is drawn if it is not there.
+
+    Raises:
+        RuntimeError: they are to be drawn and gym-pusht is not installed.
+    """
+    path = directory / f"pusht_{hashlib.sha256(states.tobytes()).hexdigest()[:16]}.npy"
+    if not path.exists():
+        draw_frames(states, path)
+    return torch.from_numpy(np.load(path, mmap_mode="c"))
 
 
 def draw_frames(states: NDArray[np.floating], path: Path) -> None:
