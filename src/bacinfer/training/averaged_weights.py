@@ -28,4 +28,5 @@ def make_ema(
         use_ema_warmup=True,
         inv_gamma=inv_gamma,
         power=power,
+        foreach=True,  # all weights at once: one by one, a GPU waits for the next to be launched
     )
