@@ -35,7 +35,7 @@ from bacinfer.training.configuration import read_config
 from bacinfer.training.dataset import read_episodes
 from bacinfer.training.precision import autocast
 from bacinfer.training.pusht_images import read_frames
-from bacinfer.training.weights import export_checkpoint
+from bacinfer.training.weights import export_checkpoint, read_initial_weights
 
 SETTINGS = (
     "task=pusht_image",
@@ -99,6 +99,12 @@ class Seeing(nn.Module):
         weight, bias = torch.cat([weight, position]), F.pad(bias, (0, 2))
         policy.model.cond_obs_emb.weight.data.copy_(way_in.weight.data @ weight)
         policy.model.cond_obs_emb.bias.data.copy_(way_in.weight.data @ bias + way_in.bias.data)
+
+    def resume(self, policy: Any, way_in: nn.Linear) -> None:
+        """The map that `connect` left in an image policy; its encoder is here as it is."""
+        back, taken = torch.linalg.pinv(way_in.weight.data), policy.model.cond_obs_emb
+        self.keypoints.weight.data.copy_((back @ taken.weight.data)[: KEYPOINTS.size])
+        self.keypoints.bias.data.copy_((back @ (taken.bias.data - way_in.bias.data))[: KEYPOINTS.size])
 
 
 def make_policy(cfg: DictConfig, state_policy: Any) -> Any:
@@ -182,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="the demonstrations, .npz or Diffusion Policy's .zarr")
     parser.add_argument("--out", type=Path, required=True, help="the image policy's checkpoint")
     parser.add_argument("--state_policy", type=Path, default=Path("assets/pusht/pusht_transformer.ckpt"))
+    parser.add_argument("--init_from", type=Path, metavar="CHECKPOINT", help="of an earlier teaching, to go on from")
     parser.add_argument("--scenes", type=int, default=100_000, help="beside the demonstrations' own")
     parser.add_argument("--seconds", type=float, default=90.0, help="of teaching")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="entries of training/config to change")
@@ -194,7 +201,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy = make_policy(cfg, state_policy)
     scenes = read_scenes(cfg, args.data, args.scenes, state_policy, device)
     held_out = args.scenes // HELD_OUT
-    seeing = Seeing(policy).to(device)
+    seeing = Seeing(policy)
+    if args.init_from:
+        policy.load_state_dict(read_initial_weights(args.init_from))
+        seeing.resume(policy, state_policy.model.cond_obs_emb)
+    seeing.to(device)
     if cfg.training.compile:
         seeing.encoder.compile()
     teach(seeing, scenes[:-held_out], cfg, args.seconds)

@@ -65,7 +65,7 @@ def test_arrays_that_are_none_or_unfold_are_refused(tmp_path: Path) -> None:
         np.savez(path, **{"metadata.json": np.array(metadata)})  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"file\.npz is not a complete"):
             files.read_arrays(path)
-    np.savez_compressed(path, a=np.zeros(10**6))
+    np.savez_compressed(path, a=np.zeros(10**7))
     with pytest.raises(ValueError, match=r"file\.npz is not a complete .*larger than the file"):
         files.read_arrays(path)
 

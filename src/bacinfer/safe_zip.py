@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bacinfer.safe_pickle import memory_limit
+
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An archive whose entries, all of them together, take no more memory than its file.
+    """An archive whose entries, all of them together, take no more memory than a file of its size may.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -20,6 +22,6 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"no zip archive ({path.stat().st_size} bytes): it is cut short, or another kind of file")
     with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise ValueError("its entries are larger than the file: it was compressed, or put together to unfold")
+        if sum(entry.file_size for entry in archive.infolist()) > memory_limit(path.stat().st_size):
+            raise ValueError("its entries are far larger than the file: it was put together to unfold")
         yield archive

@@ -74,6 +74,9 @@ def test_the_image_policy_takes_what_it_sees_as_the_policy_of_states_does(
     torch.testing.assert_close(
         policy.model(trajectory, 50, features), state_policy.model(trajectory, 50, seen), rtol=1e-4, atol=1e-5
     )
+    again = script.Seeing(policy)
+    again.resume(policy, state_policy.model.cond_obs_emb)
+    torch.testing.assert_close(again.keypoints(features), seeing.keypoints(features), rtol=1e-4, atol=1e-5)
     pixels = 512 * torch.rand(7, 20)
     for name, values, known in (
         ("agent_pos", pixels[:, -2:], state_policy.normalizer["obs"].normalize(pixels)[:, -2:]),
@@ -126,6 +129,12 @@ def test_what_is_taught_can_be_trained(script: ModuleType, states: np.ndarray, t
     before = load_policy(out)
     obs = {"image": torch.rand(1, 2, 3, 96, 96), "agent_pos": torch.full((1, 2, 2), 250.0)}
     assert before.predict_action(obs)["action"].shape == (1, 8, 2)
+
+    on = tmp_path / "seeing_on.ckpt"
+    options = ["--init_from", str(out), "--scenes", "50", "--seconds", "0.01", *settings]  # one step, hardly
+    script.main(["--data", str(data), "--out", str(on), *options])
+    for name, value in load_policy(on).state_dict().items():
+        torch.testing.assert_close(value, before.state_dict()[name], rtol=1e-2, atol=1e-2)
 
     settings = [*settings, "task=pusht_image", "horizon=16", "training.num_epochs=1", "optimizer.learning_rate=1e-5"]
     run = tmp_path / "run"

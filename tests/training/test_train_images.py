@@ -54,11 +54,15 @@ def test_the_command(data: Path, tmp_path: Path) -> None:
     latest, small = tmp_path / "run" / "checkpoints" / "latest.ckpt", tmp_path / "small.ckpt"
     export_checkpoint(latest, small)
     # of two models and two moments in single precision one model in half precision is left; no weight comes twice
-    assert small.stat().st_size < latest.stat().st_size / 7
+    assert small.stat().st_size < latest.stat().st_size / 8
     policy, trained = load_policy(small), read_checkpoint(latest).state_dicts["ema_model"]
     for name, value in policy.state_dict().items():
-        exact = "normalizer" in name
-        torch.testing.assert_close(value, trained[name], rtol=0 if exact else 1e-3, atol=0 if exact else 1e-4)
+        expected = trained[name]
+        if not name.startswith("normalizer."):
+            expected = expected.to(torch.bfloat16 if name.startswith("obs_encoder.") else torch.float16).float()
+        torch.testing.assert_close(value, expected, rtol=0, atol=0)
+    export_checkpoint(small, again := tmp_path / "again.ckpt")
+    assert again.stat().st_size == small.stat().st_size
     obs = {"image": torch.rand(1, 2, 3, 96, 96), "agent_pos": torch.full((1, 2, 2), 250.0)}
     assert policy.predict_action(obs)["action"].shape == (1, 8, 2)
 

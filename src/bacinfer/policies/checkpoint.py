@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,22 @@ def acting_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     if not isinstance(weights, dict) or not all(torch.is_tensor(value) for value in weights.values()):
         raise ValueError(f"{checkpoint.path}: its weights {name!r} are not all tensors")
     halves = (torch.float16, torch.bfloat16)
-    return {key: value.float() if value.dtype in halves else value for key, value in weights.items()}
+    return in_precision(weights, lambda _, weight: torch.float32 if weight.dtype in halves else weight.dtype)
+
+
+def in_precision(
+    weights: Mapping[str, torch.Tensor], dtype_of: Callable[[str, torch.Tensor], torch.dtype]
+) -> dict[str, torch.Tensor]:
+    """Weights rounded to what `dtype_of` says of each, by name and weight; those with two names stay one."""
+    rounded: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def convert(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        memory = (weight.data_ptr(), weight.dtype, weight.shape, weight.stride(), dtype)
+        if memory not in rounded:
+            rounded[memory] = weight.to(dtype)
+        return rounded[memory]
+
+    return {name: convert(weight, dtype_of(name, weight)) for name, weight in weights.items()}
 
 
 def _select(checkpoint: Checkpoint, key: str, default: Any = None) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-# What reading may take in memory. Genuine files take their own size, and a little for each object.
-_GROWTH = 4  # times the file's size
+# What reading may take in memory. Genuine files take their own size (more where weights are deflated, or have several
+# names), and a little for each object.
+_GROWTH = 8  # times the file's size
 _LEAST_LIMIT = 2**25
 OBJECT = 32  # bytes: an instruction, or an object that is found again
 CALL = 1024  # bytes: what a call makes, besides the data that it is given
