@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from bacinfer.policies import Checkpoint, load_policy, write_checkpoint
+from bacinfer.policies import Checkpoint, load_policy, read_checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.device import check_device
 from bacinfer.policies.reference import LinearNormalizer
 from bacinfer.tasks.pusht import KEYPOINTS, observation
 from bacinfer.training.configuration import read_config
 from bacinfer.training.dataset import read_episodes
+from bacinfer.training.log import TrainingLog
 from bacinfer.training.precision import autocast
 from bacinfer.training.pusht_images import read_frames
 from bacinfer.training.weights import export_checkpoint, read_initial_weights
@@ -149,8 +150,8 @@ def read_scenes(cfg: DictConfig, data: Path, count: int, state_policy: Any, devi
     return Scenes(torch.cat(frames), observations[:, -2:].to(device), normalised[:, :-2].to(device))
 
 
-def teach(seeing: Seeing, scenes: Scenes, cfg: DictConfig, seconds: float) -> None:
-    """Steps for a given time, in which the learning rate rises and falls."""
+def teach(seeing: Seeing, scenes: Scenes, cfg: DictConfig, seconds: float, log: TrainingLog, step: int = 0) -> int:
+    """Steps for a given time, in which the learning rate rises and falls; the last one's number, from `step` on."""
     settings, device = cfg.optimizer, scenes.frames.device
     optimizer = torch.optim.AdamW(
         seeing.parameters(), settings.learning_rate, settings.betas, weight_decay=settings.obs_encoder_weight_decay
@@ -170,9 +171,13 @@ def teach(seeing: Seeing, scenes: Scenes, cfg: DictConfig, seconds: float) -> No
             optimizer.zero_grad()
             losses.append(loss.detach())
             bar.update(len(batch))
+            step += 1
             if len(losses) == cfg.training.log_every:
-                tqdm.write(f"{passed:4.0%}: loss {torch.stack(losses).mean().item():.5f}")  # waits for the device
+                mean = torch.stack(losses).mean().item()  # waits for the device
+                log.add(global_step=step, lr=settings.learning_rate * rate, train_loss=mean)
+                tqdm.write(f"{passed:4.0%}: loss {mean:.5f}")
                 losses.clear()
+    return step
 
 
 @torch.no_grad()
@@ -186,7 +191,9 @@ def errors(seeing: Seeing, scenes: Scenes, scale: Tensor) -> Tensor:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the demonstrations, .npz or Diffusion Policy's .zarr")
-    parser.add_argument("--out", type=Path, required=True, help="the image policy's checkpoint")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the image policy's checkpoint, .ckpt; beside it its log"
+    )
     parser.add_argument("--state_policy", type=Path, default=Path("assets/pusht/pusht_transformer.ckpt"))
     parser.add_argument("--init_from", type=Path, metavar="CHECKPOINT", help="of an earlier teaching, to go on from")
     parser.add_argument("--scenes", type=int, default=100_000, help="beside the demonstrations' own")
@@ -201,21 +208,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy = make_policy(cfg, state_policy)
     scenes = read_scenes(cfg, args.data, args.scenes, state_policy, device)
     held_out = args.scenes // HELD_OUT
-    seeing = Seeing(policy)
+    seeing, step = Seeing(policy), 0
     if args.init_from:
+        step = read_checkpoint(args.init_from).progress("global_step")
         policy.load_state_dict(read_initial_weights(args.init_from))
         seeing.resume(policy, state_policy.model.cond_obs_emb)
     seeing.to(device)
     if cfg.training.compile:
         seeing.encoder.compile()
-    teach(seeing, scenes[:-held_out], cfg, args.seconds)
+    log = TrainingLog(args.out.with_suffix(".jsonl"))
+    step = teach(seeing, scenes[:-held_out], cfg, args.seconds, log, step)
+    log.plot(args.out.with_suffix(".png"))
     off = errors(seeing, scenes[-held_out:], state_policy.normalizer["obs"].scale[:-2])
     rms, median, worst = off.pow(2).mean().sqrt(), off.median(), off.max()
     print(f"keypoints of {held_out} other scenes: {rms:.2f} pixels off (RMS; median {median:.2f}, worst {worst:.0f})")
 
     policy.cpu()
     seeing.connect(policy, state_policy.model.cond_obs_emb)
-    write_checkpoint(args.out, cfg, {"ema_model": policy.state_dict()}, {"global_step": 0, "epoch": 0})
+    write_checkpoint(args.out, cfg, {"ema_model": policy.state_dict()}, {"global_step": step, "epoch": 0})
     export_checkpoint(args.out, args.out)  # small
 
 

@@ -16,6 +16,7 @@ from bacinfer.commands.train import main as train
 from bacinfer.policies import load_policy
 from bacinfer.tasks.pusht import observation
 from bacinfer.training.configuration import read_config
+from bacinfer.training.log import TrainingLog
 
 ROOT = Path(__file__).parents[2]
 STATE_POLICY = ROOT / "assets" / "pusht" / "pusht_transformer.ckpt"
@@ -106,7 +107,7 @@ class Colours(torch.nn.Module):
         return torch.cat([obs["image"].mean((2, 3)), obs["agent_pos"]], dim=1)
 
 
-def test_teaching_lets_features_give_the_keypoints(script: ModuleType, state_policy: Any) -> None:
+def test_teaching_lets_features_give_the_keypoints(script: ModuleType, state_policy: Any, tmp_path: Path) -> None:
     cfg = read_config([*script.SETTINGS, "dataloader.batch_size=8", "optimizer.learning_rate=0.03"])
     policy = script.make_policy(cfg, state_policy)
     policy.obs_encoder = Colours()
@@ -115,7 +116,9 @@ def test_teaching_lets_features_give_the_keypoints(script: ModuleType, state_pol
     keypoints = (frames[:, :, 0, 0].float() / 128 - 1) @ torch.randn(3, 18)
     scenes = script.Scenes(frames, 512 * torch.rand(40, 2), keypoints)
     before = script.errors(seeing, scenes, torch.ones(18)).mean()
-    script.teach(seeing, scenes[:30], cfg, seconds=2)
+    log = TrainingLog(tmp_path / "log.jsonl")
+    last = script.teach(seeing, scenes[:30], cfg, 2, log, step=1000)
+    assert 1000 < log.entries[0]["global_step"] < last
     assert script.errors(seeing, scenes[30:], torch.ones(18)).mean() < before / 20
 
 

@@ -37,7 +37,7 @@ class TrainingLog:
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         axes.plot(*losses)
-        axes.set(xlabel="training step", ylabel="training loss (MSE)", yscale="log")
+        axes.set(xlabel="training step", ylabel="training loss", yscale="log")
         if scores[0]:
             score_axes = axes.twinx()
             score_axes.plot(*scores, "o--", color="tab:green")
