@@ -52,7 +52,8 @@ class KernelProgram:
         self._kernels = kernels
         self._halves: dict[int, Tensor] | None = {} if halves else None  # by the identity of an affine
         x = self.buffers.x
-        inner = [len(weights.first.weight) for weights in program.constants.weights if hasattr(weights, "first")]
+        feeds = [weights for weights in program.constants.weights if isinstance(weights, FeedForwardWeights)]
+        inner = [len(weights.first.weight) for weights in feeds]
         self._hidden = x.new_empty(len(x) * max(inner, default=0), dtype=self.buffers.qkv.dtype)
         self._width = _sliced(x.shape[1])
         self._how = _how(program.device)
