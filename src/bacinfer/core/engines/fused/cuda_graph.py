@@ -13,10 +13,9 @@ from bacinfer.core.engines.fused.kernel_program import KernelProgram, obstacle_t
 from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.sampling_call import SamplingCall
 
-_NUM_WARMUP_RUNS = 2  # libraries set up their workspaces before the capture
-
-
 logger = logging.getLogger("bacinfer")
+
+_NUM_WARMUP_RUNS = 2  # libraries set up their workspaces before the capture
 
 
 class CapturedProgram:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bacinfer.core.engines.fused import instructions as op
 from bacinfer.core.engines.fused.denoiser import Affine, Denoiser, FeedForwardWeights, Norm
-from bacinfer.core.engines.fused.native import ACTIVATIONS, activation_of
+from bacinfer.core.engines.fused.native import ACTIVATIONS, activation_of, unknown_part
 from bacinfer.core.engines.fused.program import Program
 
 Launch = Callable[[], Any]
@@ -182,8 +182,6 @@ def obstacle_to_kernels(program: Program) -> str:
     """Why there are no kernels for a program; empty where there are."""
     constants, buffers = program.constants, program.buffers
     num_rows, width = buffers.x.shape
-    norms = [norm for norm in (constants.stack_norm, constants.final_norm) if norm is not None]
-    norms += [weights.norm for weights in constants.weights]
     pairs = [math.prod(_seen_and_heads(*condition.vectors.shape[2:4])) for condition in buffers.conditions.values()]
     if find_spec("triton") is None:
         return "Triton is not installed"
@@ -199,12 +197,7 @@ def obstacle_to_kernels(program: Program) -> str:
         return f"they hold {_MAX_TOKENS} tokens of {_MAX_WIDTH} numbers, the program has {buffers.rows} of {width}"
     if max(pairs, default=0) > _MAX_PAIRS:
         return f"its condition has more than {_MAX_PAIRS} pairs of tokens and heads"
-    if any(norm.module.weight is None or norm.module.bias is None for norm in norms):
-        return "a layer normalisation has no weight or bias"
-    for weights in constants.weights:
-        if isinstance(weights, FeedForwardWeights) and activation_of(weights.activation) not in ACTIVATIONS:
-            return f"the activation is {weights.activation}"
-    return ""
+    return unknown_part(program)
 
 
 def _power(number: int, at_least: int = _SMALLEST) -> int:

@@ -262,13 +262,22 @@ def _check(program: Program) -> None:
     constants = program.constants
     if program.device.type != "cpu" or constants.dtype != torch.float32 or program.buffers.dtype != torch.float32:
         raise NativeUnavailableError("it is for single precision on the CPU")
+    obstacle = unknown_part(program)
+    if obstacle:
+        raise NativeUnavailableError(obstacle)
+
+
+def unknown_part(program: Program) -> str:
+    """Which part of a program's network neither compiled code nor kernels know; empty where they know all."""
+    constants = program.constants
     norms = [constants.stack_norm, constants.final_norm]
     norms += [] if program.buffers.modulation is not None else [weights.norm for weights in constants.weights]
     if any(norm is not None and (norm.module.weight is None or norm.module.bias is None) for norm in norms):
-        raise NativeUnavailableError("a layer normalisation has no weight or bias")
+        return "a layer normalisation has no weight or bias"
     for weights in constants.weights:
         if isinstance(weights, FeedForwardWeights) and activation_of(weights.activation) not in ACTIVATIONS:
-            raise NativeUnavailableError(f"the activation is {weights.activation}")
+            return f"the activation is {weights.activation}"
+    return ""
 
 
 def activation_of(activation: Any) -> Any:
