@@ -30,9 +30,9 @@ FIRST_SEED = 100_000
 def main(episodes: int, specs: list[str]) -> None:
     checkpoint, env = read_checkpoint(CHECKPOINT), make_env()
     policy, task = build_policy(checkpoint), make_task(checkpoint.cfg)
-    source = Experiment(checkpoint=CHECKPOINT, assets_dir=ASSETS).schedule_source(Path("outputs"))
+    source = Experiment(checkpoint=CHECKPOINT, assets_dir=ASSETS).schedule_assets(Path("outputs")).schedules(task)
     for method in parse_methods(",".join(specs)):
-        bacinfer.apply(policy, make_plan(policy, task, method, source), stateful=True)
+        bacinfer.apply(policy, make_plan(policy, method, source), stateful=True)
         results = [episode(policy, env, seed) for seed in range(FIRST_SEED, FIRST_SEED + episodes)]
         scores, steps = np.array(results).T
         print(

@@ -106,13 +106,13 @@ def main() -> None:
     checkpoint = read_checkpoint(args.checkpoint)
     policy, task = build_policy(checkpoint), make_task(checkpoint.cfg)
     rows = [row for row in ResultsStore(args.results).rows() if row.method not in ("plain", "lossless")]
-    source = Experiment(checkpoint=args.checkpoint).schedule_source(args.results)
+    source = Experiment(checkpoint=args.checkpoint).schedule_assets(args.results).schedules(task)
     episodes = [list(task.observations(policy, demo, args.calls)) for demo in range(args.episodes)]
     plain = draws(policy, episodes, args.draws)
     table = []
     for row in tqdm(rows, unit="method"):
         method = parse_method(row.method)
-        with applied(policy, method, make_plan(policy, task, method, source), "auto"):
+        with applied(policy, method, make_plan(policy, method, source), "auto", None):
             found = draws(policy, episodes, args.draws)
         values = {name: measure(found, plain, policy) for name, measure in MEASURES.items()}
         values["FLOPs (fewer is worse)"] = -row.flops_fraction

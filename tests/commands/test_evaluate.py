@@ -20,7 +20,8 @@ from bacinfer.core.plan import SamplingPlan
 from bacinfer.experiments import evaluation as comparison
 from bacinfer.experiments.evaluation import calibration_observations, evaluate
 from bacinfer.experiments.method import Method, parse_method
-from bacinfer.experiments.plans import ScheduleSource, make_plan
+from bacinfer.experiments.plans import make_plan
+from bacinfer.experiments.schedules import found_at
 from bacinfer.experiments.store import ResultsStore
 from bacinfer.report.page import write_report
 from bacinfer.report.video import side_by_side
@@ -198,7 +199,7 @@ def test_scores_do_not_depend_on_what_ran_before(pusht_policy: Any, spec: str) -
     method, task = parse_method(spec), PushTTask(max_steps=MAX_STEPS)
     plain_method = Method(sampler=method.sampler)
     observations = calibration_observations(pusht_policy, task)
-    plan = make_plan(pusht_policy, task, method, ScheduleSource("", Path()))
+    plan = make_plan(pusht_policy, method, found_at(()))
     torch.manual_seed(12)
     seeds = [100_000, 100_001]
     plain = evaluate(pusht_policy, task, seeds, observations, plain_method, latency_calls=1)
@@ -215,7 +216,7 @@ def test_a_failing_rollout_leaves_the_policy_plain(pusht_policy: Any, monkeypatc
 
     task, method = PushTTask(max_steps=8), parse_method("ddim:4+threshold:2")
     observations = calibration_observations(pusht_policy, task)
-    plan = make_plan(pusht_policy, task, method, ScheduleSource("", Path()))
+    plan = make_plan(pusht_policy, method, found_at(()))
     sampler = pusht_policy.noise_scheduler
     monkeypatch.setattr(PushTTask, "rollout", fail)
     with pytest.raises(RuntimeError, match="crashed"):
@@ -237,7 +238,7 @@ def test_episodes_come_before_the_timing(pusht_policy: Any, monkeypatch: pytest.
     monkeypatch.setattr(PushTTask, "rollout", note("rollout", PushTTask.rollout))
     task, method = PushTTask(max_steps=8), parse_method("threshold:2")
     observations = calibration_observations(pusht_policy, task)
-    plan = make_plan(pusht_policy, task, method, ScheduleSource("", Path()))
+    plan = make_plan(pusht_policy, method, found_at(()))
     evaluate(pusht_policy, task, [1], observations, method, plan, latency_calls=1)
     assert done == ["rollout", "measure_latency", "measure_latency", "normalised_actions"]
 

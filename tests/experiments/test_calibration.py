@@ -17,8 +17,9 @@ from bacinfer import PolicyHandle, Sampler, SamplingPlan
 from bacinfer.commands.calibrate import main
 from bacinfer.experiments import calibration, trials
 from bacinfer.experiments.calibration import FIRST_CONFIRMATION_SEED, Candidate, Target, calibrate, survivors
-from bacinfer.experiments.candidates import default_methods, plans_of
-from bacinfer.experiments.method import parse_methods
+from bacinfer.experiments.candidates import default_methods
+from bacinfer.experiments.plans import make_plans
+from bacinfer.experiments.schedules import found_at
 from bacinfer.measurement.latency import Latency
 from bacinfer.measurement.statistics import estimate_paired_difference
 from bacinfer.tasks import Rollout
@@ -233,18 +234,12 @@ def test_a_handle_gets_what_it_can_take() -> None:
 def test_default_methods_fit_the_policy() -> None:
     policy = make_policy()
     methods = default_methods(policy, stateful=True)
-    plans = plans_of(policy, methods, [observations(1)])
+    plans = make_plans(policy, methods, found_at([observations(1)]))
     assert {"own:5", "ddim:3", "ddim:10+warm:4:3", "own:10+uniform:5"} <= plans.keys()
     for plan in plans.values():
         bacinfer.apply(policy, plan, stateful=True)
     assert not any("warm" in method.spec for method in default_methods(policy, stateful=False))
     assert {method.spec for method in default_methods(TinyPolicy(), stateful=True)} >= {"own:5", "own:2"}
-    with pytest.raises(ValueError, match="unified:3: calibration finds"):
-        plans_of(policy, parse_methods("unified:3"), [observations(1)])
-    bac = plans_of(policy, parse_methods("own:6+bac:3:1"), [observations(1)])["own:6+bac:3:1"]
-    assert bac == bacinfer.find_plan(policy, [observations(1)], 3, 1, sampler=Sampler("own", 6))
-    sens = plans_of(policy, parse_methods("own:6+sens:2"), [observations(1)])["own:6+sens:2"]
-    assert sens == bacinfer.find_sensitive_plan(policy, [observations(1)], 2, sampler=Sampler("own", 6))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from bacinfer.analysis.block_statistics import BlockStatistics
@@ -61,24 +62,11 @@ def find_plan(
         RuntimeError: the policy does not take K denoising steps, or is in train mode with dropout.
     """
     find_metric(metric)
-    statistics = BlockStatistics([metric])
     with left_as_found(policy):
         made_for = Fingerprint.of(policy)
-    with left_as_found(policy), sampled_by(policy, sampler) as sampling:
-        handle = PolicyHandle.of(sampling)
-        (M,) = check_budgets([num_updates], handle.num_inference_steps, "num_updates")
-        num_blocks = len(find_blocks(handle.model))
-        if not 0 <= num_bu_blocks <= num_blocks:
-            raise ValueError(f"num_bu_blocks must be in 0..{num_blocks}, the number of blocks, got {num_bu_blocks}")
-        seen = tqdm(observations, desc="recording the policy", unit="observation")
-        for recording in record_all(sampling, seen, noise_seed):
-            statistics.add(recording.residuals)
-        if statistics.num_observations == 0:
-            raise ValueError("there are no observations to find a plan at: give at least one")
-        schedule = find_schedules(statistics, [metric], [M])[metric][M]
-        if num_bu_blocks:
-            schedule = bubbling_union(schedule, select_blocks(statistics.block_errors(), num_bu_blocks))
-    return SamplingPlan(schedule.with_last_step(), sampler=sampler, made_for=made_for)
+        with sampled_by(policy, sampler) as sampling:
+            cache = find_bac_schedule(sampling, observations, num_updates, num_bu_blocks, metric, noise_seed)
+    return SamplingPlan(cache, sampler=sampler, made_for=made_for)
 
 
 def find_sensitive_plan(
@@ -113,13 +101,57 @@ def find_sensitive_plan(
     """
     with left_as_found(policy):
         made_for = Fingerprint.of(policy)
-    with left_as_found(policy), sampled_by(policy, sampler) as sampling:
-        handle = PolicyHandle.of(sampling)
-        blocks = find_blocks(handle.model)
-        check_budget(budget, handle.num_inference_steps)
-        seen = tqdm(observations, desc="differentiating the policy", unit="observation")
-        cache = find_sensitive_schedule(holding_costs(sampling, seen, noise_seed), blocks, budget)
+        with sampled_by(policy, sampler) as sampling:
+            handle = PolicyHandle.of(sampling)
+            blocks = find_blocks(handle.model)
+            check_budget(budget, handle.num_inference_steps)
+            cache = find_sensitive_schedule(holding_costs(sampling, observations, noise_seed), blocks, budget)
     return SamplingPlan(cache, sampler=sampler, made_for=made_for)
+
+
+def find_bac_schedule(
+    policy: Policy | PolicyHandle,
+    observations: Iterable[Any],
+    num_updates: int,
+    num_bu_blocks: int,
+    metric: str,
+    noise_seed: int = DEFAULT_SEED,
+) -> CacheSchedule:
+    """The schedule of `find_plan` for a plain policy, as it samples; see there."""
+    handle = PolicyHandle.of(policy)
+    (M,) = check_budgets([num_updates], handle.num_inference_steps, "num_updates")
+    num_blocks = len(find_blocks(handle.model))
+    if not 0 <= num_bu_blocks <= num_blocks:
+        raise ValueError(f"num_bu_blocks must be in 0..{num_blocks}, the number of blocks, got {num_bu_blocks}")
+    statistics = observe_statistics(policy, observations, metric, noise_seed)
+    schedule = find_schedules(statistics, [metric], [M])[metric][M]
+    if num_bu_blocks:
+        schedule = bubbling_union(schedule, select_blocks(statistics.block_errors(), num_bu_blocks))
+    return schedule.with_last_step()
+
+
+def observe_statistics(
+    policy: Policy | PolicyHandle, observations: Iterable[Any], metric: str, noise_seed: int = DEFAULT_SEED
+) -> BlockStatistics:
+    """How alike the residuals of a plain policy are, over observations; at least one."""
+    statistics = BlockStatistics([metric])
+    seen = tqdm(observations, desc="recording the policy", unit="observation")
+    for recording in record_all(policy, seen, noise_seed):
+        statistics.add(recording.residuals)
+    if statistics.num_observations == 0:
+        raise ValueError("there are no observations to find a plan at: give at least one")
+    return statistics
+
+
+def unified_schedule(
+    blocks: Sequence[Block], matrices: Mapping[str, Array], num_updates: int, metric: str
+) -> CacheSchedule:
+    """One schedule for all blocks, from the mean of similarity matrices [K, K], with the last step."""
+    similarity = np.mean(list(matrices.values()), axis=0)
+    steps = optimal_update_steps(similarity, [num_updates], maximise=find_metric(metric).maximise)[num_updates]
+    label = f"unified {metric}, M = {num_updates}"
+    keys = [block.key for block in blocks]
+    return CacheSchedule.unified(keys, len(similarity), steps, label).with_last_step()
 
 
 def find_sensitive_schedule(costs: Mapping[str, Array], blocks: Sequence[Block], budget: float) -> CacheSchedule:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
 
 from bacinfer.analysis.residuals import DEFAULT_DEMO, DEFAULT_SEED, call_seed
 from bacinfer.analysis.similarity import Array, check_residuals
@@ -95,7 +96,8 @@ def holding_costs(
     """
     total: dict[str, Array] = {}
     count = 0
-    for index, obs in enumerate(observations):
+    seen = tqdm(observations, desc="differentiating the policy", unit="observation")
+    for index, obs in enumerate(seen):
         found = linearise(policy, obs, call_seed(noise_seed, demo_idx, index), num_probes)
         count += 1
         for block, costs in segment_costs(found).items():

@@ -19,8 +19,9 @@ from bacinfer.commands.options import (
 )
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines import AUTO, ENGINES
-from bacinfer.experiments.candidates import plans_of
 from bacinfer.experiments.method import GRAMMAR, parse_methods
+from bacinfer.experiments.plans import make_plans
+from bacinfer.experiments.schedules import found_at
 from bacinfer.files import write_json, write_text
 from bacinfer.measurement.bench import bench
 from bacinfer.report.bench import bench_data, format_bench
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     observation = next(task.observations(policy, 0))
     K = policy.num_inference_steps
     methods = args.methods or ",".join(DEFAULT_METHODS[: 1 if K <= 10 else None])
-    plans = plans_of(policy, parse_methods(methods), [observation])
+    plans = make_plans(policy, parse_methods(methods), found_at([observation]))
     found = bench(policy, plans, observation, engines=engines, batches=args.batches, num_calls=args.calls)
     about = _about(policy, args.checkpoint)
     print(format_bench(found, about))

@@ -17,9 +17,10 @@ from bacinfer.commands.options import (
     path_argument,
     run_command,
 )
-from bacinfer.experiments.calibration import NUM_FRESH, ROUNDS, Target, calibrate, first_observations
-from bacinfer.experiments.candidates import plans_of
+from bacinfer.experiments.calibration import NUM_FRESH, ROUNDS, Target, calibrate
 from bacinfer.experiments.method import GRAMMAR, parse_methods
+from bacinfer.experiments.plans import make_plans
+from bacinfer.experiments.schedules import analysis_observations, found_at
 from bacinfer.lerobot.installation import needing_lerobot
 from bacinfer.policies.device import check_device
 from bacinfer.report.frontier import write_frontier
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     target = Target(latency, args.margin)
     plans = None
     if methods:
-        plans = plans_of(policy, methods, first_observations(policy, task))
+        plans = make_plans(policy, methods, found_at(analysis_observations(policy, task)))
     found = calibrate(
         policy,
         task,

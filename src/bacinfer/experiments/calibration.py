@@ -18,7 +18,9 @@ from bacinfer.core.apply import left_as_found
 from bacinfer.core.engines import AUTO
 from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.plan import SamplingPlan
-from bacinfer.experiments.candidates import default_methods, plans_of
+from bacinfer.experiments.candidates import default_methods
+from bacinfer.experiments.plans import make_plans
+from bacinfer.experiments.schedules import analysis_observations, found_at
 from bacinfer.experiments.trials import Trials
 from bacinfer.files import write_json
 from bacinfer.measurement.statistics import CONFIDENCE, Estimate, estimate_paired_difference, estimate_score
@@ -35,8 +37,6 @@ NUM_FRESH = 200
 
 MAX_CONFIRMED = 8
 """How many plans are tried on fresh episodes, the fastest one first."""
-
-_OBSERVED_DEMOS = range(8)
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ def calibrate(
         raise ValueError(f"expected rounds of more and more episodes, at least 2, and fresh ones; got {rounds}")
     with left_as_found(policy):
         trials = Trials(policy, task, Path(output_dir) / "episodes", engine, precision, noise_seed)
-        observations = first_observations(policy, task)
+        observations = analysis_observations(policy, task)
         if plans is None:
-            plans = plans_of(policy, default_methods(policy, stateful=stateful), observations)
+            plans = make_plans(policy, default_methods(policy, stateful=stateful), found_at(observations))
         plans = {name: trials.with_threshold(plan) for name, plan in plans.items()}
         plain, candidates = _timed(trials, plans, observations[0], PolicyHandle.of(policy).num_own_steps)
         candidates = _fast_enough(candidates, target)
@@ -263,11 +263,6 @@ def _confirmed(
 
 def _by_latency(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     return tuple(sorted(candidates, key=lambda candidate: candidate.latency))
-
-
-def first_observations(policy: Any, task: Task) -> list[dict[str, torch.Tensor]]:
-    """The first observations of a few training episodes, where calls are timed and schedules found."""
-    return [obs for demo in _OBSERVED_DEMOS for obs in task.observations(policy, demo)]
 
 
 def survivors(candidates: Sequence[Candidate], target: Target) -> list[Candidate]:

@@ -1,19 +1,12 @@
-"""Which plans are worth trying on a policy."""
+"""Which methods are worth trying on a policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
-from bacinfer.analysis.find_plan import find_plan, find_sensitive_plan
 from bacinfer.core.blocks import find_blocks
-from bacinfer.core.engines import sampled_by
 from bacinfer.core.handle import PolicyHandle
-from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.experiments.method import Method, parse_method
-from bacinfer.experiments.plans import spaced_schedule
 
 OWN_STEPS = (50, 25, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2)
 DDIM_STEPS = (16, 10, 8, 6, 5, 4, 3, 2)
@@ -55,42 +48,3 @@ def _has_place(method: Method, handle: PolicyHandle, num_blocks: int) -> bool:
     most = handle.num_own_steps
     num_steps = most if method.sampler is None else method.sampler.num_steps
     return num_steps <= most and (method.num_caches or 0) < num_steps and (method.num_bu_blocks or 0) <= num_blocks
-
-
-def plans_of(
-    policy: Any, methods: Iterable[Method], observations: Sequence[dict[str, Tensor]]
-) -> Mapping[str, SamplingPlan]:
-    """The plans of methods for a plain policy, by their spelling; schedules are found at the observations.
-
-    Raises:
-        ValueError: a method does not fit the policy, or is none of these: ``unified`` and ``edit`` have no plan here.
-    """
-    return dict(_plans(policy, methods, observations))
-
-
-def _plans(
-    policy: Any, methods: Iterable[Method], observations: Sequence[dict[str, Tensor]]
-) -> Iterator[tuple[str, SamplingPlan]]:
-    made_for = Fingerprint.of(policy)
-    for method in methods:
-        if method.cache in ("unified", "edit"):
-            raise ValueError(f"{method.spec}: calibration finds block-wise, bac, sens, uniform and threshold schedules")
-        if method.metric is not None:
-            found = find_plan(
-                policy,
-                observations,
-                method.num_caches or 1,
-                method.num_bu_blocks or 0,
-                method.metric,
-                sampler=method.sampler,
-            )
-            yield method.spec, found
-            continue
-        if method.budget is not None:
-            yield method.spec, find_sensitive_plan(policy, observations, method.budget, sampler=method.sampler)
-            continue
-        cache, warm_start = None, method.warm_start
-        if method.cache in ("uniform", "threshold"):
-            with sampled_by(policy, method.sampler) as sampling:
-                cache = spaced_schedule(sampling, method, sampling.num_inference_steps)
-        yield method.spec, SamplingPlan(cache, method.sampler, warm_start, made_for)

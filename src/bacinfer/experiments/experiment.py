@@ -20,7 +20,7 @@ from bacinfer.assets import RunAssets
 from bacinfer.core.engines import AUTO, check_is_precision
 from bacinfer.experiments.evaluation import calibration_observations, evaluate
 from bacinfer.experiments.method import PLAIN, Method
-from bacinfer.experiments.plans import ScheduleSource, make_plan
+from bacinfer.experiments.plans import make_plan
 from bacinfer.experiments.run_files import (
     PlainResult,
     make_row,
@@ -28,6 +28,7 @@ from bacinfer.experiments.run_files import (
     write_plain_result,
     write_results,
 )
+from bacinfer.experiments.schedules import ScheduleAssets
 from bacinfer.experiments.store import ROW_FILE, ResultsStore, Row, run_directory
 from bacinfer.experiments.subjects import load_diffusion_policy, load_lerobot
 from bacinfer.files import check_path, write_json
@@ -110,7 +111,7 @@ class Experiment:
             "training_seed": self.training_seed,
             "checkpoint_type": self.checkpoint_type,
             "method": self.method.spec,
-            "schedule": self.schedule_source(Path()).digest(self.method),
+            "schedule": self.schedule_assets(Path()).digest(self.method),
             "engine": None if self.method.as_it_is else self.engine,
             "precision": self._precision,
             "first_episode_seed": self.first_episode_seed,
@@ -137,9 +138,9 @@ class Experiment:
         """Digest of the configuration: equal where the results are."""
         return hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode()).hexdigest()[:16]
 
-    def schedule_source(self, results_dir: Path) -> ScheduleSource:
+    def schedule_assets(self, results_dir: Path) -> ScheduleAssets:
         sha256 = self.checkpoint_sha256
-        return ScheduleSource(
+        return ScheduleAssets(
             sha256,
             results_dir / "assets" / f"{Path(self.checkpoint).stem}-{sha256[:8]}",
             RunAssets(Path(self.assets_dir)) if self.assets_dir else None,
@@ -175,7 +176,7 @@ def check(experiments: Iterable[Experiment], results_dir: str | Path) -> None:
         policy, task, _ = _load(experiment)
         if experiment.disturb:
             check_disturbable(task)
-        make_plan(policy, task, experiment.method, experiment.schedule_source(Path(results_dir)))
+        make_plan(policy, experiment.method, experiment.schedule_assets(Path(results_dir)).schedules(task))
     ResultsStore(results_dir).check()
 
 
@@ -277,7 +278,7 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
     """Evaluates, and writes all files of the run but its row; without `plain` it is the plain policy's."""
     policy, task, cfg = _load(experiment)
     method = experiment.method
-    source = experiment.schedule_source(results_dir)
+    assets = experiment.schedule_assets(results_dir)
     directory = results_dir / run_directory(method.spec, experiment.key)
 
     observations = calibration_observations(policy, task) if plain is None else plain.observations
@@ -287,7 +288,7 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
         range(experiment.first_episode_seed, experiment.first_episode_seed + experiment.n_test),
         observations,
         method,
-        make_plan(policy, task, method, source),
+        make_plan(policy, method, assets.schedules(task)),
         engine=experiment.engine,
         precision=experiment.precision,
         latency_calls=experiment.latency_calls,
@@ -301,7 +302,7 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
         noise_error = rms_difference(result.actions, normalised_actions(policy, observations, noise_seed=1)).mean
         plain = PlainResult(result, observations, noise_error)
         write_plain_result(directory, plain)
-    run_assets = source.assets(method)
+    run_assets = assets.of(method)
     row = make_row(
         result,
         plain,

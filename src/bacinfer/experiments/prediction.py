@@ -21,7 +21,9 @@ from bacinfer.core.calls import CallStream, timed_call
 from bacinfer.core.engines import AUTO
 from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.plan import SamplingPlan
-from bacinfer.experiments.candidates import default_methods, plans_of
+from bacinfer.experiments.candidates import default_methods
+from bacinfer.experiments.plans import make_plans
+from bacinfer.experiments.schedules import found_at
 from bacinfer.files import write_json
 from bacinfer.measurement.action_error import actions_of, as_batch
 from bacinfer.measurement.distribution import sliced_wasserstein
@@ -92,7 +94,7 @@ def predict(
         raise ValueError("there are no observations to predict at: give at least one")
     with left_as_found(policy):
         if plans is None:
-            plans = plans_of(policy, default_methods(policy, stateful=False), seen)
+            plans = make_plans(policy, default_methods(policy, stateful=False), found_at(seen))
         stateful = [name for name, plan in plans.items() if plan.warm_start is not None]
         if stateful:
             raise ValueError(f"what warm starts do ({', '.join(stateful)}) shows in episodes only: give a task")
