@@ -121,7 +121,7 @@ def act_with(policy: Any, engine: str, batch: int = 3, **cache: Any) -> Tensor:
     return act(with_cache(policy, engine, **cache), batch)
 
 
-def assert_agree(found: Tensor, reference: Any, call: Callable[[Any], Tensor] = act) -> None:
+def assert_agree(found: Tensor, reference: Any, call: Callable[[Any], Tensor] = act, rounding: float = 0.0) -> None:
     """Asserts that `found` is what `reference` puts out, up to what single precision makes of it.
 
     What rounding does depends on the machine, and samplers magnify it. So both are measured against the reference in
@@ -131,12 +131,29 @@ def assert_agree(found: Tensor, reference: Any, call: Callable[[Any], Tensor] = 
         found: What an engine put out.
         reference: A policy, plain or in the eager engine.
         call: What it was called with.
+        rounding: What rounding does, where the reference may be nearer by chance (see `effect_of_rounding`).
     """
     exact = in_double_precision(reference, call)
     assert exact.dtype == torch.float64
     error, own = ((output - exact).abs().max().item() for output in (found, call(reference)))
-    bound = ERROR_FACTOR * own + ERROR_FLOOR * max(1.0, exact.abs().max().item())
+    bound = ERROR_FACTOR * max(own, rounding) + ERROR_FLOOR * max(1.0, exact.abs().max().item())
     assert error <= bound, f"{error:.2g} from double precision, at most {bound:.2g} was expected"
+
+
+def effect_of_rounding(reference: Any, call: Callable[[Any], Tensor], draws: int = 8) -> float:
+    """How far the exact actions move, at most, where each weight is rounded once to single precision: RMS over draws.
+
+    The same on all machines, and no more than what an engine does, which rounds at least once for each weight.
+    """
+    exact, unit = in_double_precision(reference, call), torch.finfo(torch.float32).eps / 2
+    moved = []
+    for seed in range(draws):
+        policy, generator = copy.deepcopy(reference).double(), torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in policy.parameters():
+                weight *= 1 + unit * (2 * torch.rand(weight.shape, dtype=torch.float64, generator=generator) - 1)
+        moved.append((in_double_precision(policy, call) - exact).abs().max())
+    return torch.stack(moved).square().mean().sqrt().item()
 
 
 def in_double_precision(policy: Any, call: Callable[[Any], Tensor] = act) -> Tensor:

@@ -150,7 +150,9 @@ def test_activations_far_from_zero() -> None:
     with torch.no_grad():
         for layer in policy.model.transformer_blocks:
             layer.mlp[0].weight *= 40
-    assert_agree(act(with_plan(policy, SamplingPlan(), "fused")), policy)
+    # one of the actions is ill-conditioned: how near the policy's own is to it is chance
+    rounding = fused_helpers.effect_of_rounding(policy, act)
+    assert_agree(act(with_plan(policy, SamplingPlan(), "fused")), policy, rounding=rounding)
 
 
 @pytest.mark.usefixtures("executor")
