@@ -5,19 +5,21 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from bacinfer.commands.report import main
 from bacinfer.core.schedule import CacheSchedule
+from bacinfer.experiments.store import ResultsStore
 from bacinfer.report.page import write_report
 from bacinfer.report.sections import comparisons
 from bacinfer.report.sections.runs import run_table
 from bacinfer.report.sections.schedules import schedule_map
-from bacinfer.report.table import format_methods
+from bacinfer.report.table import export_parquet, format_methods
 from report.report_helpers import (
     ASSETS,
     BLOCKS,
@@ -82,6 +84,28 @@ def test_the_table_lies_beside_it_as_csv(results: Path) -> None:
         plain, bac = csv.DictReader(file)
     assert (plain["method"], bac["method"], bac["directory"]) == ("plain", "bac:5:1", "runs/bac-5-1-bac")
     assert (float(bac["speedup"]), bac["training_seed"], bac["sub_scores"]) == (4.0, "", "")
+
+
+def test_the_table_as_parquet(results: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert main([str(results), f"--parquet={tmp_path / 'rows.parquet'}"]) == 0
+    table = parquet.read_table(tmp_path / "rows.parquet")
+    assert [field.name for field in table.schema] == [*asdict(plain_row()), "directory"]
+    kinds = ("method", "speedup", "training_seed", "disturb", "sub_scores")
+    assert [str(table.schema.field(name).type) for name in kinds] == ["string", "double", "int64", "bool", "string"]
+    for row, found in zip(ResultsStore(results).rows(), table.to_pylist(), strict=True):
+        assert found == {**asdict(row), "directory": row.directory}
+    export_parquet(tmp_path / "rows.parquet", [replace(plain_row(), sub_scores={"p1": {"mean": 0.5}})])
+    assert parquet.read_table(tmp_path / "rows.parquet")["sub_scores"].to_pylist() == ['{"p1": {"mean": 0.5}}']
+
+
+def test_parquet_without_pyarrow(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main([str(results), f"--parquet={tmp_path / 'rows.parquet'}"]) == 2
+    assert "pip install 'bacinfer[parquet]'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.parquet"))
 
 
 def test_similarities_are_those_to_the_step_that_is_reused() -> None:

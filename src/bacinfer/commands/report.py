@@ -29,12 +29,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="of how many comparisons (a checkpoint on the same episodes) there are pictures, schedules and videos; "
         "the table has all runs (default: %(default)s)",
     )
+    parser.add_argument("--parquet", type=path_argument, metavar="FILE", help="write the table as Parquet, too")
     add_debug_argument(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    page = write_report(args.results_dir, args.output, num_pictured=args.pictured)
+    page = write_report(args.results_dir, args.output, num_pictured=args.pictured, parquet=args.parquet)
     figures, table = page.with_name(f"{page.stem}_figures"), page.with_suffix(".csv")
     print(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB), pictures in {figures}, the table in {table}")
     return 0

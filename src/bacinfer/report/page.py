@@ -15,7 +15,7 @@ from bacinfer.measurement.statistics import CONFIDENCE
 from bacinfer.report.sections.checkpoint import sections
 from bacinfer.report.sections.comparisons import comparisons
 from bacinfer.report.sections.runs import facts, run_table
-from bacinfer.report.table import export_csv
+from bacinfer.report.table import export_csv, export_parquet
 from bacinfer.report.templating import render, source
 
 PAGE_FILE = "report.html"
@@ -23,7 +23,11 @@ DEFAULT_PICTURED = 2
 
 
 def write_report(
-    results_dir: str | Path, page: str | Path | None = None, *, num_pictured: int = DEFAULT_PICTURED
+    results_dir: str | Path,
+    page: str | Path | None = None,
+    *,
+    num_pictured: int = DEFAULT_PICTURED,
+    parquet: Path | None = None,
 ) -> Path:
     """Writes the page; its pictures as .png and .svg into a directory ``<page>_figures`` beside it; all rows as .csv.
 
@@ -32,6 +36,7 @@ def write_report(
         page: ``report.html`` in there if None.
         num_pictured: Of how many comparisons (a checkpoint, the same episodes) pictures, schedules and videos are
             shown, the first ones of the table; the table itself always has all runs.
+        parquet: Where all rows go as a Parquet file, too; None writes none.
 
     Returns:
         The page's path.
@@ -39,6 +44,7 @@ def write_report(
     Raises:
         FileNotFoundError: there are no results.
         ValueError: a row is damaged or of another version; or a negative `num_pictured`.
+        RuntimeError: PyArrow is missing, which `parquet` needs.
     """
     results_dir = Path(results_dir)
     page = results_dir / PAGE_FILE if page is None else Path(page)
@@ -50,6 +56,9 @@ def write_report(
             f"no results in {results_dir}, which {contents(results_dir)}: expected {RUNS}/*/{ROW_FILE} of at least one "
             "run, as bacinfer eval, compare, batch and sweep leave them in their results directory"
         )
+    export_csv(page.with_suffix(".csv"), rows)
+    if parquet is not None:
+        export_parquet(parquet, rows)
     groups = comparisons(rows)
     pictured = groups[:num_pictured]
     figures = page.with_name(f"{page.stem}_figures")
@@ -71,7 +80,6 @@ def write_report(
         confidence=f"{CONFIDENCE:.0%}",
         beside=lambda path: os.path.relpath(path, page.parent),
     )
-    export_csv(page.with_suffix(".csv"), rows)
     with atomic_write(page) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return page

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 from bacinfer.experiments.store import Row
 from bacinfer.files import atomic_write
@@ -86,8 +87,36 @@ def notes(rows: Iterable[Row]) -> Iterable[str]:
 def export_csv(path: Path, rows: Iterable[Row]) -> None:
     """Writes all that rows hold as a CSV file, for other programs; nothing reads it back."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*(field.name for field in fields(Row)), "directory"])
+        writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()
-        for row in rows:
-            sub_scores = None if row.sub_scores is None else json.dumps(row.sub_scores)
-            writer.writerow({**asdict(row), "sub_scores": sub_scores, "directory": row.directory})
+        writer.writerows(map(_record, rows))
+
+
+def export_parquet(path: Path, rows: Iterable[Row]) -> None:
+    """Writes the same as a Parquet file, whose columns have the types of `Row`.
+
+    Raises:
+        RuntimeError: PyArrow is missing.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise RuntimeError("Parquet files need PyArrow: pip install 'bacinfer[parquet]'") from error
+    schema = pa.schema([(name, _arrow_type(kind)) for name, kind in _COLUMNS.items()])
+    with atomic_write(path) as temporary:
+        parquet.write_table(pa.Table.from_pylist(list(map(_record, rows)), schema), temporary)
+
+
+_COLUMNS: dict[str, Any] = {**get_type_hints(Row), "directory": str}
+_ARROW_TYPES = {str: "string", int: "int64", float: "float64", bool: "bool", dict: "string"}
+
+
+def _arrow_type(kind: Any) -> str:
+    """What Arrow calls a type of `Row`, which may be None, too; of a dict that of its JSON."""
+    return next(name for type_, name in _ARROW_TYPES.items() if type_ in (kind, *get_args(kind)))
+
+
+def _record(row: Row) -> dict[str, Any]:
+    sub_scores = None if row.sub_scores is None else json.dumps(row.sub_scores)
+    return {**asdict(row), "sub_scores": sub_scores, "directory": row.directory}
