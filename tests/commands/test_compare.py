@@ -105,6 +105,7 @@ def test_methods_of_a_kind(label: str, expected: str) -> None:
 
 def test_pictures_of_tasks_without_episode_scores(tmp_path: Path) -> None:
     rows = [make_row("a", label="plain", score=None), make_row("b", label="DDIM 4", score=None, speedup=2.0, flops=1)]
-    png, svg = plot_pareto(rows, tmp_path / "pareto")
+    png, svg = tmp_path / "pareto.png", tmp_path / "pareto.svg"
+    plot_pareto(rows, png, svg)
     assert png.stat().st_size > 1000
     assert svg.stat().st_size > 1000

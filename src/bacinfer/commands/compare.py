@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     if rows:
         print(format_methods(rows))
         write_text(args.output_dir / "comparison.md", format_methods(rows, markdown=True) + "\n")
-        pictures = plot_pareto(rows, args.output_dir / "pareto")
+        pictures = [args.output_dir / "pareto.png", args.output_dir / "pareto.svg"]
+        plot_pareto(rows, *pictures)
         print(f"results: {args.output_dir / 'comparison.md'}, {', '.join(map(str, pictures))}")
     status = report_failures(outcomes)
     if args.film:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from bacinfer.analysis.plots import PLAIN_TEXT, save_figure
 from bacinfer.experiments.calibration import HEADER, Calibration, Candidate, candidate_cells
 from bacinfer.files import write_text
 from bacinfer.measurement.statistics import CONFIDENCE
+from bacinfer.report.pareto import use_cost_axis
+from bacinfer.report.sections.shared import drawn
 from bacinfer.report.templating import render
 
 PAGE_FILE = "calibration.html"
@@ -22,9 +22,6 @@ PAGE_FILE = "calibration.html"
 
 def write_frontier(calibration: Calibration, output_dir: Path, task: str) -> Path:
     """Writes ``calibration.html``, and its picture beside it as .png and .svg; returns the page's path."""
-    picture = output_dir / "frontier.svg"
-    plot_frontier(calibration, picture.with_suffix(".png"), picture)
-    svg = picture.read_text(encoding="utf-8")
     html = render(
         "calibration.html",
         title=task,
@@ -32,7 +29,7 @@ def write_frontier(calibration: Calibration, output_dir: Path, task: str) -> Pat
         header=HEADER,
         rows=list(map(candidate_cells, [*calibration.candidates, calibration.plain])),
         plan=calibration.plan.to_json(),
-        picture=Markup(svg[svg.index("<svg") :]),
+        picture=drawn("Frontier", output_dir / "frontier", plot_frontier, calibration),
         confidence=f"{CONFIDENCE:.0%}",
         threads=torch.get_num_threads(),
     )
@@ -57,13 +54,9 @@ def plot_frontier(calibration: Calibration, *paths: Path) -> None:
     axes.plot([1e3 * c.latency for c in frontier], list(map(_mean, frontier)), color="C0", alpha=0.4, linewidth=1)
     axes.axhline(0, color="grey", linewidth=1)
     axes.axhline(-calibration.target.margin, color="grey", linestyle=":", linewidth=1)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    use_cost_axis(axes)
     axes.set_xlabel(f"ms a call, where the plain policy takes {1e3 * calibration.plain.latency:.0f}")
     axes.set_ylabel("difference to the plain policy's score")
-    axes.grid(alpha=0.3)
     save_figure(figure, *paths)
 
 

@@ -22,12 +22,12 @@ _NUMBER = r"(?:BU )?\b\d+"
 
 
 @rc_context(PLAIN_TEXT)
-def plot_pareto(rows: Sequence[Row], path: Path) -> list[Path]:
+def plot_pareto(rows: Sequence[Row], *paths: Path) -> None:
     """Mean score and action error against latency and FLOPs, with 95 % intervals; the methods of a kind are joined.
 
     Args:
         rows: Of one checkpoint.
-        path: Without suffix; what is written, and returned, are its .png and its .svg.
+        paths: The .png and .svg files to write.
     """
     first = rows[0]
     plain_latency = 1e3 * first.plain_latency_p50
@@ -44,12 +44,8 @@ def plot_pareto(rows: Sequence[Row], path: Path) -> list[Path]:
         line[0].set_ylabel(quality_label)
         for axes, cost in zip(line, costs.values(), strict=True):
             _plot(axes, rows, cost, quality)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            use_cost_axis(axes)
             axes.margins(x=0.12)
-            axes.grid(alpha=0.3)
     scores = [row.score for row in rows if row.score is not None]
     if scores and min(scores) >= 0 and max(scores) <= 1:
         low, high = panels[0, 0].get_ylim()
@@ -63,9 +59,16 @@ def plot_pareto(rows: Sequence[Row], path: Path) -> list[Path]:
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     episodes = f"{first.task}, {episodes_text(first)}"
     figure.supxlabel(f"{episodes}; {first.hardware}, {first.threads} threads", fontsize=8)
-    written = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    save_figure(figure, *written)
-    return written
+    save_figure(figure, *paths)
+
+
+def use_cost_axis(axes: Axes) -> None:
+    """Costs from left to right, whose ratios count."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
 
 
 def kind(row: Row) -> str:

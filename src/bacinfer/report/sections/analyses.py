@@ -12,7 +12,7 @@ from bacinfer.assets import RunAssets, read_block_errors
 from bacinfer.core.cache_request import DEFAULT_METRIC
 from bacinfer.core.optimal_steps import stored_selection
 from bacinfer.experiments.store import Row
-from bacinfer.report.sections.shared import Picture, assets_of, grouped, picture, read_or_note, slug
+from bacinfer.report.sections.shared import Picture, assets_of, drawn, grouped, read_or_note, slug
 
 
 @dataclass
@@ -42,14 +42,12 @@ def _analysis(run: RunAssets, rows: Sequence[Row], figures: Path) -> Analysis:
     for metric in dict.fromkeys(row.metric or DEFAULT_METRIC for row in rows):
         matrices = read_or_note(analysis.notes, read_matrices, run, metric)
         if matrices:
-            files = [figures / f"similarity_{metric}.png", figures / f"similarity_{metric}.svg"]
-            plot_similarities(matrices, metric, *files)
-            analysis.pictures.append(picture(f"Similarity of the blocks' residuals: {metric}", files))
+            title, path = f"Similarity of the blocks' residuals: {metric}", figures / f"similarity_{metric}"
+            analysis.pictures.append(drawn(title, path, plot_similarities, matrices, metric))
     errors = read_or_note(analysis.notes, read_block_errors, run)
     if errors:
         num_blocks = max(row.num_bu_blocks or 0 for row in rows)
         selected = read_or_note(analysis.notes, stored_selection, run, num_blocks) if num_blocks else None
-        files = [figures / "block_errors.png", figures / "block_errors.svg"]
-        plot_block_errors(errors, selected or (), *files)
-        analysis.pictures.append(picture("Errors of the blocks", files))
+        path = figures / "block_errors"
+        analysis.pictures.append(drawn("Errors of the blocks", path, plot_block_errors, errors, selected or ()))
     return analysis

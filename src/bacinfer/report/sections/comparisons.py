@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bacinfer.experiments.store import Row
 from bacinfer.report.pareto import plot_pareto
-from bacinfer.report.sections.shared import Picture, grouped, picture, slug
+from bacinfer.report.sections.shared import Picture, drawn, grouped, slug
 from bacinfer.report.table import episodes_text, notes
 from bacinfer.report.video import film
 
@@ -46,7 +46,7 @@ def compare(rows: Sequence[Row], results_dir: Path, figures: Path) -> MethodComp
     comparison = MethodComparison(title, notes=list(notes(rows)))
     if len(rows) > 1:
         path = figures / slug(f"pareto-{title}")
-        comparison.pareto = picture("Score and action error against cost", plot_pareto(rows, path))
+        comparison.pareto = drawn("Score and action error against cost", path, plot_pareto, rows)
     else:
         comparison.notes.append("One method alone has no Pareto picture; bacinfer compare evaluates several.")
     _add_films(comparison, rows, results_dir)

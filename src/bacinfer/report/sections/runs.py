@@ -96,10 +96,9 @@ def _values(rows: Iterable[Row], name: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def _each(rows: Iterable[Row], text: Callable[[Row], str], limit: int = 4) -> str:
+def _each(rows: Iterable[Row], text: Callable[[Row], str]) -> str:
     found = list(dict.fromkeys(map(text, rows)))
-    more = f"; and {len(found) - limit} more" if len(found) > limit else ""
-    return "; ".join(found[:limit]) + more
+    return "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if len(found) > 4 else "")
 
 
 def _measured(row: Row, title: str, text: str) -> Cell:

@@ -22,7 +22,7 @@ from bacinfer.core.plan import SamplingPlan
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.experiments.run_files import PLAN_FILE
 from bacinfer.experiments.store import Row
-from bacinfer.report.sections.shared import Picture, assets_of, picture, read_or_note, sampler
+from bacinfer.report.sections.shared import Picture, assets_of, drawn, read_or_note, sampler
 
 MAX_DRAWN_SCHEDULES = 6
 """How many schedules stand side by side in a picture for a paper."""
@@ -74,7 +74,7 @@ def schedules(rows: Sequence[Row], results_dir: Path, figures: Path) -> Schedule
     """Each schedule once, whatever episodes it was evaluated on."""
     found = Schedules()
     done: set[tuple[str, CacheSchedule]] = set()
-    drawn: list[CacheSchedule] = []
+    to_draw: list[CacheSchedule] = []
     matrices = _Matrices(rows, results_dir)
     for row in rows:
         if row.engine is None:  # nothing was cached
@@ -88,15 +88,13 @@ def schedules(rows: Sequence[Row], results_dir: Path, figures: Path) -> Schedule
         if drawing is None:
             continue
         found.maps.append(drawing)
-        if row.metric is not None and len(drawn) < MAX_DRAWN_SCHEDULES:
-            drawn.append(schedule)
+        if row.metric is not None and len(to_draw) < MAX_DRAWN_SCHEDULES:
+            to_draw.append(schedule)
     found.notes += matrices.notes
     found.maps.sort(key=lambda map: len({tuple(steps) for steps in map.data["steps"]}) == 1)  # block-wise first
-    same_blocks = [schedule for schedule in drawn if list(schedule.update_steps) == list(drawn[0].update_steps)]
+    same_blocks = [schedule for schedule in to_draw if list(schedule.update_steps) == list(to_draw[0].update_steps)]
     if same_blocks:
-        files = [figures / "schedules.png", figures / "schedules.svg"]
-        plot_schedules(same_blocks, *files)
-        found.picture = picture("Schedules", files)
+        found.picture = drawn("Schedules", figures / "schedules", plot_schedules, same_blocks)
     return found
 
 

@@ -48,10 +48,12 @@ def grouped(items: Iterable[T], key: Callable[[T], Key]) -> dict[Key, list[T]]:
     return groups
 
 
-def picture(title: str, files: list[Path]) -> Picture:
-    (svg,) = (path for path in files if path.suffix == ".svg")
-    text = svg.read_text()
-    return Picture(title, text[text.index("<svg") :], files)
+def drawn(title: str, path: Path, plot: Callable[..., None], *args: Any) -> Picture:
+    """What `plot` draws of its arguments, into a .png and an .svg; `path` is without suffix."""
+    files = [path.with_suffix(".png"), path.with_suffix(".svg")]
+    plot(*args, *files)
+    svg = files[1].read_text(encoding="utf-8")
+    return Picture(title, svg[svg.index("<svg") :], files)
 
 
 def slug(text: str) -> str:
