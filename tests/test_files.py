@@ -163,14 +163,14 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
 
 
 def test_a_directory_that_is_removed_before_its_lock_is_made_again(tmp_path: Path, monkeypatch) -> None:
-    lock = files._lock
+    lock = files.lock_directory
 
-    def remove_first(directory: Path, operation: int) -> int | None:
+    def remove_first(directory: Path) -> int | None:
         monkeypatch.undo()
         directory.rmdir()
-        return lock(directory, operation)
+        return lock(directory)
 
-    monkeypatch.setattr(files, "_lock", remove_first)
+    monkeypatch.setattr(files, "lock_directory", remove_first)
     files.write_text(tmp_path / "file", "text")
     assert (tmp_path / "file").read_text() == "text"
     assert len(list(tmp_path.iterdir())) == 1

@@ -53,7 +53,7 @@ def _temporary_directory(path: Path) -> Iterator[Path]:
     """A new directory beside `path`, locked while the block runs."""
     while True:
         directory = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent))
-        lock = _lock(directory, fcntl.LOCK_EX)
+        lock = lock_directory(directory)
         if directory.is_dir():  # otherwise `_remove_left_overs` of another writer came before the lock
             break
         _unlock(lock)
@@ -66,20 +66,21 @@ def _temporary_directory(path: Path) -> Iterator[Path]:
 
 def _remove_left_overs(path: Path) -> None:
     for directory in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}{_PART}"):
-        lock = _lock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = lock_directory(directory, wait=False)
         if lock is not None:
             shutil.rmtree(directory, ignore_errors=True)
             _unlock(lock)
 
 
-def _lock(directory: Path, operation: int) -> int | None:
-    """What holds the lock of a directory; None if another holds it, or it is gone, or its file system has no locks."""
+def lock_directory(directory: Path, *, wait: bool = True) -> int | None:
+    """The descriptor that holds the lock of a directory, as long as it is open; None if another holds it, or the
+    directory is gone, or its file system has no locks."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, operation)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(descriptor)
         return None

@@ -16,7 +16,6 @@ neither here nor in lerobot, so that a process killed at any moment leaves the d
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -39,7 +38,7 @@ from bacinfer.datasets.lerobot_format import (
     task_table,
 )
 from bacinfer.datasets.video import concatenate_videos, import_av
-from bacinfer.files import read_json, write_json
+from bacinfer.files import lock_directory, read_json, write_json
 
 _STAGING = ".staging"
 
@@ -191,10 +190,7 @@ def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[
 def _lock(root: Path) -> int:
     """Makes and locks the directory; the lock goes with the descriptor returned, or with the process."""
     root.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise RuntimeError(f"another process writes to {root}: wait for it, or give another directory") from error
-    return descriptor
+    lock = lock_directory(root, wait=False)
+    if lock is None:
+        raise RuntimeError(f"another process writes to {root}: wait for it, or give another directory")
+    return lock
