@@ -74,13 +74,7 @@ def linearise(policy: Any, obs: Any, seed: int, num_probes: int = NUM_PROBES) ->
     return Linearisation(residuals, {block: torch.stack([g[block] for g in products]) for block in used}, probes)
 
 
-def holding_costs(
-    policy: Any,
-    observations: Iterable[Any],
-    noise_seed: int = DEFAULT_SEED,
-    demo_idx: int = DEFAULT_DEMO,
-    num_probes: int = NUM_PROBES,
-) -> dict[str, Array]:
+def holding_costs(policy: Any, observations: Iterable[Any], noise_seed: int = DEFAULT_SEED) -> dict[str, Array]:
     """What it costs to hold the residuals of a plain policy, averaged over observations.
 
     Args:
@@ -98,7 +92,7 @@ def holding_costs(
     count = 0
     seen = tqdm(observations, desc="differentiating the policy", unit="observation")
     for index, obs in enumerate(seen):
-        found = linearise(policy, obs, call_seed(noise_seed, demo_idx, index), num_probes)
+        found = linearise(policy, obs, call_seed(noise_seed, DEFAULT_DEMO, index))
         count += 1
         for block, costs in segment_costs(found).items():
             total[block] = total.get(block, 0.0) + costs

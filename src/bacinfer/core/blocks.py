@@ -228,7 +228,8 @@ def _merge(norm: str, layer: nn.Module, x: Tensor, residual: Tensor, *args: Any,
     return x + residual if layer.norm_first else getattr(layer, norm)(x + residual)
 
 
-def _decoder_self_attention(
+def _decoder_attention(
+    kind: str,
     layer: Any,
     x: Tensor,
     memory: Tensor,
@@ -239,20 +240,8 @@ def _decoder_self_attention(
     tgt_is_causal: bool = False,
     memory_is_causal: bool = False,
 ) -> Tensor:
-    return layer._sa_block(_branch_input(layer, x, "norm1"), tgt_mask, tgt_key_padding_mask, tgt_is_causal)
-
-
-def _decoder_cross_attention(
-    layer: Any,
-    x: Tensor,
-    memory: Tensor,
-    tgt_mask: Tensor | None = None,
-    memory_mask: Tensor | None = None,
-    tgt_key_padding_mask: Tensor | None = None,
-    memory_key_padding_mask: Tensor | None = None,
-    tgt_is_causal: bool = False,
-    memory_is_causal: bool = False,
-) -> Tensor:
+    if kind == "sa_block":
+        return layer._sa_block(_branch_input(layer, x, "norm1"), tgt_mask, tgt_key_padding_mask, tgt_is_causal)
     query = _branch_input(layer, x, "norm2")
     return layer._mha_block(query, memory, memory_mask, memory_key_padding_mask, memory_is_causal)
 
@@ -279,8 +268,8 @@ def _torch_block(kind: str, index: int, residual: Callable[..., Tensor], weights
 register_layer(
     nn.TransformerDecoderLayer,
     [
-        _torch_block("sa_block", 1, _decoder_self_attention, ("self_attn",)),
-        _torch_block("mha_block", 2, _decoder_cross_attention, ("multihead_attn",)),
+        _torch_block("sa_block", 1, partial(_decoder_attention, "sa_block"), ("self_attn",)),
+        _torch_block("mha_block", 2, partial(_decoder_attention, "mha_block"), ("multihead_attn",)),
         _torch_block("ff_block", 3, partial(_feed_forward, "norm3"), ("linear1", "linear2")),
     ],
 )

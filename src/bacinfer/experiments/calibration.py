@@ -23,6 +23,7 @@ from bacinfer.experiments.plans import make_plans
 from bacinfer.experiments.schedules import analysis_observations, found_at
 from bacinfer.experiments.trials import Trials
 from bacinfer.files import write_json
+from bacinfer.measurement.latency import fast_enough
 from bacinfer.measurement.statistics import CONFIDENCE, Estimate, estimate_paired_difference, estimate_score
 from bacinfer.measurement.tables import format_table
 from bacinfer.tasks import Task
@@ -295,14 +296,8 @@ def _to_confirm(candidates: Sequence[Candidate], target: Target) -> Sequence[Can
 def _fast_enough(candidates: Sequence[Candidate], target: Target) -> Sequence[Candidate]:
     if target.latency is None:
         return candidates
-    kept = [candidate for candidate in candidates if candidate.latency <= target.latency]
-    if not kept:
-        nearest = min(candidates, key=lambda candidate: candidate.latency)
-        raise ValueError(
-            f"no plan takes {1e3 * target.latency:.3g} ms a call or less on this machine; the nearest is "
-            f"{nearest.name} with {1e3 * nearest.latency:.3g} ms ({1 / nearest.latency:.0f} calls a second)"
-        )
-    return kept
+    fast = fast_enough({candidate.name: candidate.latency for candidate in candidates}, target.latency)
+    return [candidate for candidate in candidates if candidate.name in fast]
 
 
 def _loses_nothing(candidate: Candidate, target: Target) -> bool:

@@ -289,13 +289,8 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
         observations,
         method,
         make_plan(policy, method, assets.schedules(task)),
-        engine=experiment.engine,
-        precision=experiment.precision,
-        latency_calls=experiment.latency_calls,
-        noise_seed=experiment.noise_seed,
-        n_envs=experiment.n_envs,
-        disturb=experiment.disturb,
         video_dir=directory / "media" if film else None,
+        **_named(experiment, "engine", "precision", "latency_calls", "noise_seed", "n_envs", "disturb"),
     )
     (directory / ROW_FILE).unlink(missing_ok=True)  # a row of an earlier run is not that of the files from here on
     if plain is None:
@@ -309,25 +304,18 @@ def _evaluate(experiment: Experiment, plain: PlainResult | None, results_dir: Pa
         key=experiment.key,
         task=task.name,
         method=method.spec,
-        label=experiment.label,
-        checkpoint=experiment.checkpoint,
-        checkpoint_sha256=experiment.checkpoint_sha256,
-        checkpoint_type=experiment.checkpoint_type,
-        training_seed=experiment.training_seed,
-        num_caches=method.num_caches,
-        num_bu_blocks=method.num_bu_blocks,
-        metric=method.metric,
-        first_episode_seed=experiment.first_episode_seed,
-        n_test=experiment.n_test,
-        noise_seed=experiment.noise_seed,
-        n_envs=experiment.n_envs,
-        disturb=experiment.disturb,
-        device=experiment.device,
         assets=None if run_assets is None else _relative(run_assets.directory, results_dir),
+        **_named(experiment, "label", "checkpoint", "checkpoint_sha256", "checkpoint_type", "training_seed", "device"),
+        **_named(experiment, "first_episode_seed", "n_test", "noise_seed", "n_envs", "disturb"),
+        **_named(method, "num_caches", "num_bu_blocks", "metric"),
     )
     write_json(directory / "configuration.json", experiment.configuration)
     write_results(directory, result, plain, row, method, policy, cfg)
     return row
+
+
+def _named(settings: Experiment | Method, *names: str) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in names}
 
 
 def _load(experiment: Experiment) -> tuple[Any, Task, DictConfig]:

@@ -27,7 +27,7 @@ from bacinfer.experiments.schedules import found_at
 from bacinfer.files import write_json
 from bacinfer.measurement.action_error import actions_of, as_batch
 from bacinfer.measurement.distribution import sliced_wasserstein
-from bacinfer.measurement.latency import measure_latencies
+from bacinfer.measurement.latency import fast_enough, measure_latencies
 from bacinfer.measurement.tables import format_table
 
 NUM_DRAWS = 16
@@ -101,13 +101,7 @@ def predict(
         variants = prepared(policy, plans, engine=engine)
         timed = measure_latencies(policy, seen[0], {n: partial(switch, policy, a) for n, a in variants.items()}, 10)
         latencies = {name: found.p50 for name, found in timed.items()}
-        fast = [name for name, seconds in latencies.items() if seconds <= latency]
-        if not fast:
-            nearest = min(latencies, key=lambda name: latencies[name])
-            raise ValueError(
-                f"no plan takes {1e3 * latency:.3g} ms a call or less on this machine; the nearest is {nearest} with "
-                f"{1e3 * latencies[nearest]:.3g} ms"
-            )
+        fast = fast_enough(latencies, latency)
         apply(policy, SamplingPlan(), engine=engine)
         plain = _executed(policy, seen)
         distances = {}

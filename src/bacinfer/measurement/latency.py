@@ -110,6 +110,22 @@ def _latency(seconds: Sequence[float], denoising: Sequence[float]) -> Latency:
     return Latency(p50, p95, p99, len(seconds), encoder, float(np.median(denoising)))
 
 
+def fast_enough(latencies: Mapping[str, float], most: float) -> list[str]:
+    """The names of the plans that take at most so many seconds a call.
+
+    Raises:
+        ValueError: there are none; says which one comes nearest.
+    """
+    fast = [name for name, seconds in latencies.items() if seconds <= most]
+    if not fast:
+        nearest, seconds = min(latencies.items(), key=lambda item: item[1])
+        raise ValueError(
+            f"no plan takes {1e3 * most:.3g} ms a call or less on this machine; the nearest is {nearest} with "
+            f"{1e3 * seconds:.3g} ms ({1 / seconds:.0f} calls a second)"
+        )
+    return fast
+
+
 def divided(encoder: float | None, denoising: float | None) -> str:
     """How a call divides, in milliseconds, for tables; a dash where that is not known."""
     return "-" if encoder is None or denoising is None else f"{1e3 * encoder:.1f} + {1e3 * denoising:.1f}"

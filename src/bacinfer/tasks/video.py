@@ -60,9 +60,7 @@ def read_video(path: str | Path) -> Iterator[Frame]:
     Raises:
         FileNotFoundError: no such file.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no video at {path}")
-    with import_av().open(str(path)) as container:
+    with _opened(path) as container:
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="rgb24")
 
@@ -73,10 +71,14 @@ def frame_rate(path: str | Path) -> Fraction:
     Raises:
         FileNotFoundError: no such file.
     """
+    with _opened(path) as container:
+        return container.streams.video[0].average_rate
+
+
+def _opened(path: str | Path) -> Any:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no video at {path}")
-    with import_av().open(str(path)) as container:
-        return container.streams.video[0].average_rate
+    return import_av().open(str(path))
 
 
 def import_av() -> Any:
