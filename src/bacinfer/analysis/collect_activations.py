@@ -10,12 +10,13 @@ from bacinfer import assets
 from bacinfer.analysis.residuals import file_digest, recording_source, recordings, write_recording
 from bacinfer.commands.options import (
     add_cache_arguments,
+    add_folder_argument,
+    add_output_argument,
     add_policy_arguments,
     add_start_arguments,
     apply_request,
     cache_request,
     load_policy_and_config,
-    path_argument,
     run_command,
 )
 from bacinfer.core.cache_request import CacheRequest
@@ -30,12 +31,8 @@ def build_parser() -> argparse.ArgumentParser:
         "optimal_METRIC_caches_M or edit_steps_A_B_C.",
     )
     add_policy_arguments(parser)
-    parser.add_argument(
-        "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="assets directory to write to"
-    )
-    parser.add_argument(
-        "-t", "--task", required=True, type=path_argument, metavar="TASK", help="name of the task's folder in OUT"
-    )
+    add_output_argument(parser, "assets directory to write to")
+    add_folder_argument(parser)
     add_start_arguments(parser)
     add_cache_arguments(parser)
     parser.add_argument("--force", action="store_true", help="overwrite residuals that are there already")

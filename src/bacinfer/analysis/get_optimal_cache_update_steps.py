@@ -10,22 +10,19 @@ from typing import Any
 
 from bacinfer import assets
 from bacinfer.analysis.pipeline import DEFAULT_BUDGETS, Sampling, analyse_policy
-from bacinfer.analysis.residuals import (
-    DEFAULT_DEMO,
-    file_digest,
-)
+from bacinfer.analysis.residuals import DEFAULT_DEMO, file_digest
 from bacinfer.commands.options import (
     add_bacinfer_files_argument,
     add_metrics_argument,
+    add_output_argument,
     add_policy_arguments,
     add_seed_argument,
     integers,
-    load_policy_and_config,
-    path_argument,
+    load_policy_and_task,
     run_command,
 )
 from bacinfer.lerobot.installation import WEIGHTS, needing_lerobot
-from bacinfer.tasks import Task, make_task
+from bacinfer.tasks import Task
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,14 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DATASET",
         help="with --lerobot: the LeRobot data set whose episodes are observed, a directory or its name on the Hub",
     )
-    parser.add_argument(
-        "-o",
-        "--output_dir",
-        required=True,
-        type=path_argument,
-        metavar="OUT",
-        help="the task's assets, e.g. assets/pusht",
-    )
+    add_output_argument(parser, "the task's assets, e.g. assets/pusht")
     parser.add_argument(
         "--num_caches",
         type=integers,
@@ -113,8 +103,7 @@ def _diffusion_policy(args: argparse.Namespace) -> tuple[Any, Task, Path]:
     """The policy of Diffusion Policy's, its task, and the file that its weights are in."""
     if args.dataset is not None:
         raise ValueError("--dataset is for --lerobot; a Diffusion Policy checkpoint says what its task is")
-    policy, checkpoint = load_policy_and_config(args)
-    return policy, make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint), args.checkpoint
+    return *load_policy_and_task(args), args.checkpoint
 
 
 def _lerobot(args: argparse.Namespace) -> tuple[Any, Any, Path]:

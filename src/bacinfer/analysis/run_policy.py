@@ -17,12 +17,12 @@ from bacinfer import files
 from bacinfer.analysis.residuals import call_seed
 from bacinfer.commands.options import (
     add_cache_arguments,
+    add_output_argument,
     add_policy_arguments,
     add_start_arguments,
     apply_request,
     cache_request,
     load_policy_and_config,
-    path_argument,
     run_command,
 )
 from bacinfer.core.calls import seeded_noise, timed_call
@@ -103,9 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         "both speeds and the difference, and writes OUT/actions.npz and OUT/summary.json.",
     )
     add_policy_arguments(parser)
-    parser.add_argument(
-        "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="directory to write to"
-    )
+    add_output_argument(parser, "directory to write to")
     add_start_arguments(parser)
     add_cache_arguments(parser)
     return parser

@@ -13,7 +13,7 @@ import torch
 from bacinfer.commands.options import (
     add_policy_arguments,
     integers,
-    load_policy_and_config,
+    load_policy_and_task,
     path_argument,
     run_command,
 )
@@ -25,7 +25,6 @@ from bacinfer.experiments.schedules import found_at
 from bacinfer.files import write_json, write_text
 from bacinfer.measurement.bench import bench
 from bacinfer.report.bench import bench_data, format_bench
-from bacinfer.tasks import make_task
 
 DEFAULT_METHODS = ("lossless", "own:10", "bac:10:5")
 
@@ -69,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
         if args.threads < 1:
             raise ValueError(f"--threads {args.threads}: expected at least one")
         torch.set_num_threads(args.threads)
-    policy, checkpoint = load_policy_and_config(args)
-    task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
+    policy, task = load_policy_and_task(args)
     observation = next(task.observations(policy, 0))
     K = policy.num_inference_steps
     methods = args.methods or ",".join(DEFAULT_METHODS[: 1 if K <= 10 else None])

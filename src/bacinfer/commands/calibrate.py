@@ -10,11 +10,11 @@ from typing import Any
 from bacinfer.commands.episode_options import add_environment_argument, check_environment
 from bacinfer.commands.options import (
     add_engine_argument,
+    add_output_argument,
     add_policy_arguments,
     add_precision_argument,
     integers,
-    load_policy_and_config,
-    path_argument,
+    load_policy_and_task,
     run_command,
 )
 from bacinfer.experiments.calibration import NUM_FRESH, ROUNDS, Target, calibrate
@@ -24,7 +24,7 @@ from bacinfer.experiments.schedules import analysis_observations, found_at
 from bacinfer.lerobot.installation import needing_lerobot
 from bacinfer.policies.device import check_device
 from bacinfer.report.frontier import write_frontier
-from bacinfer.tasks import Task, make_task
+from bacinfer.tasks import Task
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_policy_arguments(parser, lerobot="--env")
     add_environment_argument(parser)
-    parser.add_argument("-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="where results go")
+    add_output_argument(parser, "where results go")
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--latency_ms", type=float, metavar="MS", help="the best plan that takes at most MS a call")
     target.add_argument(
@@ -111,8 +111,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Task]:
     check_environment(args)
     if args.lerobot is not None:
         return needing_lerobot("environment").load_subject(args.lerobot, args.env, check_device(args.device))
-    policy, checkpoint = load_policy_and_config(args)
-    return policy, make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
+    return load_policy_and_task(args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,11 +16,11 @@ from typing import Any
 from bacinfer.analysis.residuals import file_digest
 from bacinfer.commands.options import (
     add_cache_arguments,
+    add_output_argument,
     add_policy_arguments,
     apply_request,
     cache_request,
     load_policy_and_config,
-    path_argument,
     run_command,
 )
 from bacinfer.core.cache_request import CacheRequest
@@ -37,9 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
         "on where it was; a larger --num_episodes adds to what is there."
     )
     add_policy_arguments(parser)
-    parser.add_argument(
-        "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="where the data set is written"
-    )
+    add_output_argument(parser, "where the data set is written")
     parser.add_argument("--num_episodes", type=int, default=50, metavar="N", help="how many to roll out (default: 50)")
     parser.add_argument(
         "--first_episode_seed",

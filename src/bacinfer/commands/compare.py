@@ -16,6 +16,7 @@ from bacinfer.commands.episode_options import (
 )
 from bacinfer.commands.options import (
     add_engine_argument,
+    add_output_argument,
     add_policy_arguments,
     add_precision_argument,
     path_argument,
@@ -44,9 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_policy_arguments(parser, lerobot="--env")
     add_environment_argument(parser)
-    parser.add_argument(
-        "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="the results directory"
-    )
+    add_output_argument(parser, "the results directory")
     parser.add_argument(
         "--methods",
         default=DEFAULT_METHODS,

@@ -15,7 +15,7 @@ from bacinfer.analysis.pipeline import DEFAULT_BUDGETS, Sampling, analyse_policy
 from bacinfer.analysis.residuals import DEFAULT_DEMO, DEFAULT_SEED, file_digest
 from bacinfer.assets import RunAssets
 from bacinfer.commands.episode_options import report_failures
-from bacinfer.commands.options import add_policy_arguments, load_policy_and_config, path_argument, run_command
+from bacinfer.commands.options import add_policy_arguments, load_policy_and_task, path_argument, run_command
 from bacinfer.core.plan import SamplingPlan
 from bacinfer.experiments.experiment import Experiment, run_all
 from bacinfer.experiments.method import parse_methods
@@ -23,7 +23,6 @@ from bacinfer.experiments.run_files import PLAN_FILE
 from bacinfer.files import write_text
 from bacinfer.report.table import format_methods
 from bacinfer.report.video import write_side_by_side
-from bacinfer.tasks import make_task
 
 SHIPPED_CHECKPOINT = Path(__file__).with_name("pusht_transformer.ckpt")  # the one in assets/
 METRIC = "cosine"
@@ -58,8 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.episodes < 1:
         raise ValueError(f"--episodes {args.episodes}: expected at least one")
     start = time.perf_counter()
-    policy, checkpoint = load_policy_and_config(args)
-    task = make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
+    policy, task = load_policy_and_task(args)
 
     assets = RunAssets(args.output_dir / task.name / "original")
     experiments = [

@@ -21,10 +21,10 @@ from bacinfer.commands.episode_options import (
 )
 from bacinfer.commands.options import (
     add_cache_arguments,
+    add_output_argument,
     add_policy_arguments,
     add_precision_argument,
     cache_request,
-    path_argument,
     run_command,
 )
 from bacinfer.experiments.experiment import Experiment, check, run_all
@@ -41,9 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_policy_arguments(parser, lerobot="--env")
     add_environment_argument(parser)
-    parser.add_argument(
-        "-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="where the results are written"
-    )
+    add_output_argument(parser, "where the results are written")
     add_episode_arguments(parser)
     add_seed_arguments(parser)
     parser.add_argument("--skip_video", action="store_true", help="film no episode")

@@ -24,6 +24,7 @@ from bacinfer.core.engines import AUTO, ENGINES, PRECISIONS
 from bacinfer.files import check_path
 from bacinfer.policies import Checkpoint, build_policy, read_checkpoint
 from bacinfer.policies.device import check_device
+from bacinfer.tasks import Task, make_task
 
 DEFAULT_NUM_CACHES = 10
 DEFAULT_BU_BLOCKS = 5
@@ -93,6 +94,16 @@ def add_policy_arguments(
     add_debug_argument(parser)
 
 
+def add_output_argument(parser: argparse.ArgumentParser, help: str) -> None:
+    parser.add_argument("-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help=help)
+
+
+def add_folder_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-t", "--task", required=True, type=path_argument, metavar="TASK", help="name of the task's folder in OUT"
+    )
+
+
 def add_debug_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
 
@@ -106,6 +117,12 @@ def load_policy_and_config(args: argparse.Namespace) -> tuple[Any, Checkpoint]:
     device = check_device(args.device)
     checkpoint = read_checkpoint(args.checkpoint, trust_checkpoint=args.trust_checkpoint)
     return build_policy(checkpoint, device), checkpoint
+
+
+def load_policy_and_task(args: argparse.Namespace) -> tuple[Any, Task]:
+    """The policy on its device, and its task. Raises as `load_policy_and_config` and `make_task`."""
+    policy, checkpoint = load_policy_and_config(args)
+    return policy, make_task(checkpoint.cfg, trust_checkpoint=args.trust_checkpoint)
 
 
 def add_cache_arguments(parser: argparse.ArgumentParser) -> argparse._ActionsContainer:
@@ -261,10 +278,8 @@ def add_seed_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """-o, -t, --cache_mode and --debug: which recording to read."""
-    parser.add_argument("-o", "--output_dir", required=True, type=path_argument, metavar="OUT", help="assets directory")
-    parser.add_argument(
-        "-t", "--task", required=True, type=path_argument, metavar="TASK", help="name of the task's folder in OUT"
-    )
+    add_output_argument(parser, "assets directory")
+    add_folder_argument(parser)
     parser.add_argument(
         "--cache_mode",
         type=path_argument,
