@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -22,7 +21,7 @@ from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LAN
 
 import bacinfer.lerobot
 from bacinfer import CacheSchedule, Sampler, SamplingPlan
-from bacinfer.core.apply import prepared, switch
+from bacinfer.core.apply import prepared
 from bacinfer.measurement import latency
 
 
@@ -158,10 +157,8 @@ def report(name: str, num_calls: int) -> None:
     engine = "onednn" if handle.loop is None else "fused"  # programs know the loop
     faster = prepared(handle, {"everything": SamplingPlan(), **plans}, engine=engine)
     variants |= {(plan, engine): applied for plan, applied in faster.items()}
-    become = {name: partial(switch, handle, applied) for name, applied in variants.items()}
     with mock.patch.object(latency, "NUM_WARMUP_CALLS", NUM_WARMUP_CALLS):
-        latencies = latency.measure_latencies(handle, seen, become, num_calls)
-    switch(handle, None)
+        latencies = latency.measure_latencies(handle, seen, variants, num_calls)
     for (plan, engine), found in latencies.items():
         speedup = latencies["plain", "-"].p50 / found.p50
         parts = latency.divided(found.encoder, found.denoising)

@@ -15,6 +15,7 @@ from torch import Tensor
 import bacinfer
 from bacinfer import PolicyHandle, Sampler, SamplingPlan
 from bacinfer.commands.calibrate import main
+from bacinfer.core.apply import switch
 from bacinfer.experiments import calibration, trials
 from bacinfer.experiments.calibration import FIRST_CONFIRMATION_SEED, Candidate, Target, calibrate, survivors
 from bacinfer.experiments.candidates import default_methods
@@ -62,10 +63,11 @@ def _latency_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def measured(policy: Any, _: Any, variants: dict[str, Any], num_calls: int) -> dict[str, Latency]:
         found = {}
-        for name, become in variants.items():
-            become()
+        for name, applied in variants.items():
+            switch(policy, applied)
             seconds = 0.03 if not name else bacinfer.summary(policy).num_inference_steps / 1e3
             found[name] = Latency(seconds, seconds, seconds, num_calls)
+        switch(policy, None)
         return found
 
     monkeypatch.setattr(trials, "measure_latencies", measured)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bacinfer.core.apply import Applied, applied_to, apply, prepared, switch
+from bacinfer.core.apply import applied_to, apply, prepared, switch
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.files import read_json, write_json
 from bacinfer.measurement.latency import measure_latencies
@@ -43,10 +42,7 @@ class Trials:
         path = self._path(f"{decides} {torch.get_num_threads()} threads", "latencies", self._precision)
         if not path.is_file():
             applied = prepared(self._policy, plans, engine=self._engine, precision=self._precision, stateful=True)
-            variants: dict[str, Applied | None] = {"": None, **applied}
-            become = {name: partial(switch, self._policy, each) for name, each in variants.items()}
-            measured = measure_latencies(self._policy, observation, become, 10)
-            switch(self._policy, None)
+            measured = measure_latencies(self._policy, observation, {"": None, **applied}, 10)
             write_json(path, {name: latency.p50 for name, latency in measured.items()})
         found = read_json(path)
         return found.pop(""), found

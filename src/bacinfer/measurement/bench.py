@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -102,11 +101,10 @@ def bench(
         timings: list[Timing] = []
         for batch in batches:
             obs = {name: value.repeat(batch, *[1] * (value.ndim - 1)) for name, value in observation.items()}
-            become = {variant.name: partial(switch, policy, applied) for variant, applied in able.items()}
-            latencies = measure_latencies(policy, obs, become, num_calls)
-            plain = latencies[PLAIN].p50
+            latencies = measure_latencies(policy, obs, able, num_calls)
+            plain = latencies[Variant(PLAIN)].p50
             for variant, applied in able.items():
-                found = latencies[variant.name]
+                found = latencies[variant]
                 shares = _shares(policy, applied, variant, batch, found.p50, machine)
                 timings.append(Timing(variant, batch, found.p50, found.p99, plain / found.p50, *shares))
     return Bench(machine, num_calls, timings, refused)

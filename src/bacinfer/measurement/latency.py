@@ -6,17 +6,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from bacinfer.core.apply import Applied, applied_to, switch
 from bacinfer.core.calls import owner_of, policy_device, seeded_noise, timed, timed_call
 from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.patching import Patch
 
 NUM_WARMUP_CALLS = 3
+
+_Name = TypeVar("_Name")
 
 
 @dataclass(frozen=True)
@@ -45,23 +48,35 @@ def measure_latency(policy: Any, obs: Any, num_calls: int = 20) -> Latency:
     Raises:
         ValueError: no calls.
     """
-    return measure_latencies(policy, obs, {"": lambda: None}, num_calls)[""]
+    return _timed_in_turn(policy, obs, {"": lambda: None}, num_calls)[""]
 
 
 def measure_latencies(
-    policy: Any, obs: Any, variants: Mapping[str, Callable[[], None]], num_calls: int = 20
-) -> dict[str, Latency]:
-    """Times the variants of a policy in turn, so that a machine whose load changes favours none.
+    policy: Any, obs: Any, variants: Mapping[_Name, Applied | None], num_calls: int = 20
+) -> dict[_Name, Latency]:
+    """Times variants of a policy in turn, so that a machine whose load changes favours none; leaves it as it was.
 
     All else is as in `measure_latency`.
 
     Args:
-        variants: A name to what turns the policy into that variant.
+        variants: Names to what is applied to the policy (see `core.apply.prepared`); None: nothing, the plain policy.
     """
+    before = applied_to(policy)
+    become = {name: partial(switch, policy, applied) for name, applied in variants.items()}
+    try:
+        return _timed_in_turn(policy, obs, become, num_calls)
+    finally:
+        switch(policy, before)
+
+
+def _timed_in_turn(
+    policy: Any, obs: Any, variants: Mapping[_Name, Callable[[], None]], num_calls: int
+) -> dict[_Name, Latency]:
+    """Variants by their names, each by what makes the policy it."""
     if num_calls < 1:
         raise ValueError(f"the latency of {num_calls} calls: expected at least one")
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    denoising: dict[str, list[float]] = {name: [] for name in variants}
+    seconds: dict[_Name, list[float]] = {name: [] for name in variants}
+    denoising: dict[_Name, list[float]] = {name: [] for name in variants}
     with seeded_noise(policy, 0):
         for _ in tqdm(range(NUM_WARMUP_CALLS + num_calls), "latency", unit="call"):
             for name, become in variants.items():
