@@ -75,7 +75,7 @@ def test_what_cannot_run_is_named(command: list[str], capsys: pytest.CaptureFixt
         ("--batches=0", "expected at least one, of at least one observation each"),
         ("--calls=0", "the latency of 0 calls"),
         ("--threads=0", "--threads 0: expected at least one"),
-        ("--methods=unified:99", "num_caches must be in 1..10"),
+        ("--methods=unified:99", "num_caches must be an integer in 1..10"),
     ],
 )
 def test_mistakes_are_sentences(

@@ -70,7 +70,7 @@ def test_a_film_of_what_is_kept(command: list[str], capsys: pytest.CaptureFixtur
     ("wrong", "message"),
     [
         ("--methods=taylor:3", "unknown|no such method"),
-        ("--methods=uniform:11", "num_caches must be in 1..10"),
+        ("--methods=uniform:11", "num_caches must be an integer in 1..10"),
         ("--methods=bac:3:7", "num_bu_blocks must be in 1..6"),
         ("--disturb", "up to step 139, but its episodes have 24 steps"),
         ("--assets_dir=nowhere", "no directory nowhere"),

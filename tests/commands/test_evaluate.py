@@ -257,9 +257,9 @@ def test_episodes_come_before_the_timing(pusht_policy: Any, monkeypatch: pytest.
         (["--disturb"], "task pusht cannot be disturbed"),
         (["--cache_mode=edit"], "needs edit_steps"),
         (["--cache_mode=optimal"], "needs optimal_steps_dir"),
-        (["--optimal_steps_dir=nowhere", "--num_caches=11"], "num_caches must be in 1..10"),
+        (["--optimal_steps_dir=nowhere", "--num_caches=11"], "num_caches must be an integer in 1..10"),
         (["--baselines=ddim:11"], "trained with 10 timesteps, which ddim:11 exceeds"),
-        (["--baselines=ddim:4+bac:5:1"], "num_caches must be in 1..4"),
+        (["--baselines=ddim:4+bac:5:1"], "num_caches must be an integer in 1..4"),
         (["--output_dir=/proc/nowhere"], "/proc/nowhere"),
     ],
 )

@@ -194,7 +194,7 @@ def test_a_failure_does_not_stop_the_others(asked: Experiment, tmp_path: Path) -
     wrong = replace(asked, method=parse_method("uniform:11"))
     outcomes = run_all([wrong, asked], tmp_path)
     assert [outcome.status for outcome in outcomes] == ["failed", "evaluated"]
-    assert "num_caches must be in 1..10" in outcomes[0].detail
+    assert "num_caches must be an integer in 1..10" in outcomes[0].detail
     assert keys(tmp_path) == ["plain", "uniform:5"]
 
 

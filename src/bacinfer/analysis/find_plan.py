@@ -16,7 +16,7 @@ from bacinfer.analysis.residuals import DEFAULT_SEED, record_all
 from bacinfer.analysis.sensitivity import holding_costs
 from bacinfer.analysis.similarity import Array, find_metric
 from bacinfer.analysis.update_budget import Curve, check_budget, spend
-from bacinfer.analysis.update_steps import check_budgets, optimal_update_steps
+from bacinfer.analysis.update_steps import optimal_update_steps
 from bacinfer.core.apply import left_as_found
 from bacinfer.core.blocks import Block, find_blocks
 from bacinfer.core.bubbling import bubbling_union, select_blocks
@@ -24,7 +24,7 @@ from bacinfer.core.engines import sampled_by
 from bacinfer.core.handle import Policy, PolicyHandle
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.core.sampler import Sampler
-from bacinfer.core.schedule import CacheSchedule
+from bacinfer.core.schedule import CacheSchedule, check_num_updates
 
 Schedules = dict[str, dict[int, CacheSchedule]]  # metric, then M
 
@@ -119,12 +119,12 @@ def find_bac_schedule(
 ) -> CacheSchedule:
     """The schedule of `find_plan` for a plain policy, as it samples; see there."""
     handle = PolicyHandle.of(policy)
-    (M,) = check_budgets([num_updates], handle.num_inference_steps, "num_updates")
+    check_num_updates(num_updates, handle.num_inference_steps, "num_updates")
     num_blocks = len(find_blocks(handle.model))
     if not 0 <= num_bu_blocks <= num_blocks:
         raise ValueError(f"num_bu_blocks must be in 0..{num_blocks}, the number of blocks, got {num_bu_blocks}")
     statistics = observe_statistics(policy, observations, metric, noise_seed)
-    schedule = find_schedules(statistics, [metric], [M])[metric][M]
+    schedule = find_schedules(statistics, [metric], [num_updates])[metric][num_updates]
     if num_bu_blocks:
         schedule = bubbling_union(schedule, select_blocks(statistics.block_errors(), num_bu_blocks))
     return schedule.with_last_step()

@@ -27,8 +27,8 @@ from bacinfer.analysis.residuals import (
     write_recording,
 )
 from bacinfer.analysis.similarity import find_metric
-from bacinfer.analysis.update_steps import check_budgets
 from bacinfer.core.blocks import find_blocks
+from bacinfer.core.schedule import check_num_updates
 from bacinfer.tasks import Task
 
 DEFAULT_BUDGETS = (5, 8, 10, 20)
@@ -174,7 +174,9 @@ def analyse_policy(
     Raises:
         ValueError: if a budget is not in 1..K, BACInfer's files cannot name a block, or as `collect_statistics`.
     """
-    budgets = sorted(set(check_budgets(budgets, policy.num_inference_steps)))
+    budgets = sorted(set(budgets))
+    for budget in budgets:
+        check_num_updates(budget, policy.num_inference_steps)
     metrics, demos = list(dict.fromkeys(metrics)), list(dict.fromkeys(demos))
     if bacinfer_files_too:
         for block in find_blocks(policy.model):  # refused before the policy runs, not afterwards

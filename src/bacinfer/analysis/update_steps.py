@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bacinfer.analysis.similarity import Array
+from bacinfer.core.schedule import check_num_updates
 
 UpdateSteps = tuple[int, ...]
 
@@ -33,7 +34,9 @@ def optimal_update_steps(similarity: Array, budgets: Iterable[int], *, maximise:
     """
     similarity = _checked(similarity)
     num_steps = len(similarity)
-    budgets = check_budgets(budgets, num_steps)
+    budgets = list(budgets)
+    for budget in budgets:
+        check_num_updates(budget, num_steps)
     return best_partitions(_segment_sums(similarity if maximise else -similarity), budgets)
 
 
@@ -91,21 +94,3 @@ def _checked(similarity: Array) -> Array:
         row, column = np.argwhere(~np.isfinite(similarity))[0]
         raise ValueError(f"the similarity matrix is not finite: {similarity[row, column]} at [{row}, {column}]")
     return similarity
-
-
-def check_budgets(budgets: Iterable[int], num_steps: int, name: str = "num_caches") -> list[int]:
-    """The budgets, if each is a possible number of update steps for K = `num_steps` denoising steps.
-
-    Args:
-        name: What the caller calls a budget, for the message.
-
-    Raises:
-        ValueError: if one is not an integer in 1..K.
-    """
-    budgets = list(budgets)
-    for budget in budgets:
-        if isinstance(budget, bool) or not hasattr(budget, "__index__") or not 1 <= budget <= num_steps:
-            raise ValueError(
-                f"{name} must be an integer in 1..{num_steps} (K, the number of denoising steps), got {budget!r}"
-            )
-    return budgets

@@ -10,7 +10,7 @@ import torch
 from bacinfer import assets, bacinfer_files
 from bacinfer.core.blocks import Block
 from bacinfer.core.bubbling import block_error, bubbling_union, select_blocks
-from bacinfer.core.schedule import CacheSchedule, check_update_steps
+from bacinfer.core.schedule import CacheSchedule, check_num_updates, check_update_steps
 
 
 def read_optimal_schedule(
@@ -38,8 +38,7 @@ def read_optimal_schedule(
             `num_bu_blocks` known blocks.
         FileNotFoundError: if no block has steps for this metric and M; the message lists what is there.
     """
-    if not 1 <= num_caches <= num_inference_steps:
-        raise ValueError(f"num_caches must be in 1..{num_inference_steps} (K), got {num_caches}")
+    check_num_updates(num_caches, num_inference_steps)
     if num_bu_blocks < 0:
         raise ValueError(f"num_bu_blocks must be >= 0, got {num_bu_blocks}")
     stored = assets.read_schedule(steps_dir, num_caches, metric)

@@ -164,11 +164,17 @@ def even_interval(num_inference_steps: int, num_caches: int) -> int:
     Raises:
         ValueError: if M is not in 1..K.
     """
-    if not 1 <= num_caches <= num_inference_steps:
-        raise ValueError(
-            f"num_caches must be in 1..{num_inference_steps} (K, the number of denoising steps), got {num_caches}"
-        )
+    check_num_updates(num_caches, num_inference_steps)
     return -(-num_inference_steps // num_caches)
+
+
+def check_num_updates(num_updates: int, num_inference_steps: int, name: str = "num_caches") -> None:
+    """Raises ValueError, which calls it `name`, if M is no possible number of update steps in K denoising steps."""
+    if not _is_integer(num_updates) or not 1 <= num_updates <= num_inference_steps:
+        raise ValueError(
+            f"{name} must be an integer in 1..{num_inference_steps} (K, the number of denoising steps), "
+            f"got {num_updates!r}"
+        )
 
 
 def check_update_steps(steps: Sequence[int], num_inference_steps: int, owner: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines import sampled_by
 from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.plan import Fingerprint, SamplingPlan
-from bacinfer.core.schedule import CacheSchedule, even_interval
+from bacinfer.core.schedule import CacheSchedule, check_num_updates, even_interval
 from bacinfer.experiments.method import Method
 from bacinfer.experiments.schedules import ScheduleSource
 
@@ -45,8 +45,7 @@ def _make(policy: Any, method: Method, source: ScheduleSource, made_for: Fingerp
 
 def _schedule(policy: Any, method: Method, source: ScheduleSource) -> CacheSchedule:
     K, M = PolicyHandle.of(policy).num_inference_steps, method.num_caches or 1
-    if M > K:
-        raise ValueError(f"{method.spec}: num_caches must be in 1..{K} (K, the number of denoising steps), got {M}")
+    check_num_updates(M, K, f"{method.spec}: num_caches")
     if method.budget is not None:
         check_budget(method.budget, K)
     is_found = method.metric is not None or method.budget is not None
