@@ -65,8 +65,16 @@ def find_plan(
     with left_as_found(policy):
         made_for = Fingerprint.of(policy)
         with sampled_by(policy, sampler) as sampling:
-            cache = find_bac_schedule(sampling, observations, num_updates, num_bu_blocks, metric, noise_seed)
-    return SamplingPlan(cache, sampler=sampler, made_for=made_for)
+            handle = PolicyHandle.of(sampling)
+            check_num_updates(num_updates, handle.num_inference_steps, "num_updates")
+            num_blocks = len(find_blocks(handle.model))
+            if not 0 <= num_bu_blocks <= num_blocks:
+                raise ValueError(f"num_bu_blocks must be in 0..{num_blocks}, the number of blocks, got {num_bu_blocks}")
+            statistics = observe_statistics(sampling, observations, metric, noise_seed)
+    schedule = find_schedules(statistics, [metric], [num_updates])[metric][num_updates]
+    if num_bu_blocks:
+        schedule = bubbling_union(schedule, select_blocks(statistics.block_errors(), num_bu_blocks))
+    return SamplingPlan(schedule.with_last_step(), sampler=sampler, made_for=made_for)
 
 
 def find_sensitive_plan(
@@ -107,27 +115,6 @@ def find_sensitive_plan(
             check_budget(budget, handle.num_inference_steps)
             cache = find_sensitive_schedule(holding_costs(sampling, observations, noise_seed), blocks, budget)
     return SamplingPlan(cache, sampler=sampler, made_for=made_for)
-
-
-def find_bac_schedule(
-    policy: Policy | PolicyHandle,
-    observations: Iterable[Any],
-    num_updates: int,
-    num_bu_blocks: int,
-    metric: str,
-    noise_seed: int = DEFAULT_SEED,
-) -> CacheSchedule:
-    """The schedule of `find_plan` for a plain policy, as it samples; see there."""
-    handle = PolicyHandle.of(policy)
-    check_num_updates(num_updates, handle.num_inference_steps, "num_updates")
-    num_blocks = len(find_blocks(handle.model))
-    if not 0 <= num_bu_blocks <= num_blocks:
-        raise ValueError(f"num_bu_blocks must be in 0..{num_blocks}, the number of blocks, got {num_bu_blocks}")
-    statistics = observe_statistics(policy, observations, metric, noise_seed)
-    schedule = find_schedules(statistics, [metric], [num_updates])[metric][num_updates]
-    if num_bu_blocks:
-        schedule = bubbling_union(schedule, select_blocks(statistics.block_errors(), num_bu_blocks))
-    return schedule.with_last_step()
 
 
 def observe_statistics(

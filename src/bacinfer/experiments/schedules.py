@@ -14,8 +14,9 @@ from filelock import FileLock
 
 from bacinfer.analysis.block_selection import write_selections
 from bacinfer.analysis.find_plan import (
-    find_bac_schedule,
+    find_plan,
     find_schedules,
+    find_sensitive_plan,
     find_sensitive_schedule,
     observe_statistics,
     unified_schedule,
@@ -46,19 +47,21 @@ def analysis_observations(policy: Any, task: Task) -> list[dict[str, Any]]:
 
 
 def found_at(observations: Sequence[Any]) -> ScheduleSource:
-    """Schedules that are found at these observations."""
-    return partial(_found_at, observations)
+    """Schedules that are found at these observations; see `analysis.find_plan`."""
 
+    def find(policy: Any, method: Method) -> CacheSchedule:
+        M, metric = method.num_caches or 1, method.metric or ""
+        if method.cache == "unified":
+            matrices = observe_statistics(policy, observations, metric).matrices(metric)
+            return unified_schedule(find_blocks(PolicyHandle.of(policy).model), matrices, M, metric)
+        if method.budget is not None:
+            plan = find_sensitive_plan(policy, observations, method.budget)
+        else:
+            plan = find_plan(policy, observations, M, method.num_bu_blocks or 0, metric)
+        assert plan.cache is not None
+        return plan.cache
 
-def _found_at(observations: Sequence[Any], policy: Any, method: Method) -> CacheSchedule:
-    M, metric = method.num_caches or 1, method.metric or ""
-    blocks = find_blocks(PolicyHandle.of(policy).model)
-    if method.budget is not None:
-        return find_sensitive_schedule(holding_costs(policy, observations), blocks, method.budget)
-    if method.cache == "unified":
-        matrices = observe_statistics(policy, observations, metric).matrices(metric)
-        return unified_schedule(blocks, matrices, M, metric)
-    return find_bac_schedule(policy, observations, M, method.num_bu_blocks or 0, metric)
+    return find
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,7 @@ def _stored(assets: ScheduleAssets, task: Task, policy: Any, method: Method) -> 
     handle = PolicyHandle.of(policy)
     blocks, K = find_blocks(handle.model), handle.num_inference_steps
     if method.budget is not None:
-        costs = _holding_costs(
-            policy, task, assets.found(method).holding_costs, [block.key for block in blocks], assets.digest(method)
-        )
+        costs = _holding_costs(assets, task, policy, method)
         return find_sensitive_schedule(costs, blocks, method.budget)
 
     run, M, metric = assets.of(method), method.num_caches or 1, method.metric or ""
@@ -140,13 +141,10 @@ def _stored(assets: ScheduleAssets, task: Task, policy: Any, method: Method) -> 
     return schedule.with_last_step()
 
 
-def _holding_costs(policy: Any, task: Task, path: Path, keys: list[str], digest: str) -> dict[str, Array]:
-    """What holding residuals costs, from a file or, where that has it not, into it; other processes wait meanwhile.
-
-    Args:
-        keys: The policy's blocks.
-        digest: What else determines the costs.
-    """
+def _holding_costs(assets: ScheduleAssets, task: Task, policy: Any, method: Method) -> dict[str, Array]:
+    """What holding residuals costs, from a file or, where that has it not, into it; other processes wait meanwhile."""
+    path, digest = assets.found(method).holding_costs, assets.digest(method)
+    keys = [block.key for block in find_blocks(policy.model)]
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.is_file():
