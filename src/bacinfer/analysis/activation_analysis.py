@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from bacinfer.analysis.block_statistics import BlockStatistics
 from bacinfer.analysis.recorded import read_residuals
-from bacinfer.commands.options import add_metrics_argument, add_run_arguments, run_assets, run_command
+from bacinfer.commands.options import add_metrics_argument, add_run_arguments, command_line, run_assets
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,9 +35,7 @@ def analyse(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(analyse, build_parser(), argv)
-
+main = command_line(analyse, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from bacinfer import assets
 from bacinfer.analysis.block_selection import MAX_SELECTED, block_errors, write_selections
 from bacinfer.analysis.recorded import read_residuals
-from bacinfer.commands.options import add_bacinfer_files_argument, add_run_arguments, run_assets, run_command
+from bacinfer.commands.options import add_bacinfer_files_argument, add_run_arguments, command_line, run_assets
 from bacinfer.core.bubbling import select_blocks
 
 
@@ -48,9 +47,7 @@ def _stored_errors(run: assets.RunAssets) -> dict[str, float] | None:
     return errors
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(select, build_parser(), argv)
-
+main = command_line(select, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

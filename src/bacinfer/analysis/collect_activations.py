@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from bacinfer import assets
 from bacinfer.analysis.residuals import file_digest, recording_source, recordings, write_recording
@@ -16,8 +15,8 @@ from bacinfer.commands.options import (
     add_start_arguments,
     apply_request,
     cache_request,
+    command_line,
     load_policy_and_config,
-    run_command,
 )
 from bacinfer.core.cache_request import CacheRequest
 from bacinfer.tasks import make_task
@@ -77,9 +76,7 @@ def collect(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(collect, build_parser(), argv)
-
+main = command_line(collect, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

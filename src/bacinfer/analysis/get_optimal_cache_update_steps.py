@@ -17,9 +17,9 @@ from bacinfer.commands.options import (
     add_output_argument,
     add_policy_arguments,
     add_seed_argument,
+    command_line,
     integers,
     load_policy_and_task,
-    run_command,
 )
 from bacinfer.lerobot.installation import WEIGHTS, needing_lerobot
 from bacinfer.tasks import Task
@@ -125,9 +125,7 @@ def _demos(args: argparse.Namespace) -> Sequence[int]:
     return range(args.num_demos)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(analyse_checkpoint, build_parser(), argv)
-
+main = command_line(analyse_checkpoint, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from bacinfer import assets
 from bacinfer.analysis.recorded import read_matrices
@@ -15,9 +14,9 @@ from bacinfer.commands.options import (
     DEFAULT_NUM_CACHES,
     add_bacinfer_files_argument,
     add_debug_argument,
+    command_line,
     integers,
     path_argument,
-    run_command,
 )
 
 
@@ -76,9 +75,7 @@ def schedule(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(schedule, build_parser(), argv)
-
+main = command_line(schedule, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

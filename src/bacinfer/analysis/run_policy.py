@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -22,8 +22,8 @@ from bacinfer.commands.options import (
     add_start_arguments,
     apply_request,
     cache_request,
+    command_line,
     load_policy_and_config,
-    run_command,
 )
 from bacinfer.core.calls import seeded_noise, timed_call
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
@@ -131,9 +131,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, build_parser(), argv)
-
+main = command_line(run, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,10 +12,10 @@ import torch
 
 from bacinfer.commands.options import (
     add_policy_arguments,
+    command_line,
     integers,
     load_policy_and_task,
     path_argument,
-    run_command,
 )
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines import AUTO, ENGINES
@@ -102,9 +102,7 @@ def _about(policy: Any, checkpoint: Path) -> str:
     return f"{checkpoint.name}: {size}, K = {policy.num_inference_steps}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, build_parser(), argv)
-
+main = command_line(run, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from bacinfer.commands.episode_options import add_environment_argument, check_environment
@@ -13,9 +12,9 @@ from bacinfer.commands.options import (
     add_output_argument,
     add_policy_arguments,
     add_precision_argument,
+    command_line,
     integers,
     load_policy_and_task,
-    run_command,
 )
 from bacinfer.experiments.calibration import NUM_FRESH, ROUNDS, Target, calibrate
 from bacinfer.experiments.method import GRAMMAR, parse_methods
@@ -114,9 +113,7 @@ def _load(args: argparse.Namespace) -> tuple[Any, Task]:
     return load_policy_and_task(args)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, build_parser(), argv)
-
+main = command_line(run, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,6 @@ import argparse
 import errno
 import hashlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from bacinfer.commands.options import (
     add_policy_arguments,
     apply_request,
     cache_request,
+    command_line,
     load_policy_and_config,
-    run_command,
 )
 from bacinfer.core.cache_request import CacheRequest
 from bacinfer.core.diffusion_cache_wrapper import FastDiffusionPolicy
@@ -150,9 +149,7 @@ def _report(collection: Collection, writer: LeRobotDatasetWriter) -> int:
     return 1 if failed else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, build_parser(), argv)
-
+main = command_line(run, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

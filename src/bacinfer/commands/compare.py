@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from bacinfer.commands.episode_options import (
     add_environment_argument,
@@ -19,8 +18,8 @@ from bacinfer.commands.options import (
     add_output_argument,
     add_policy_arguments,
     add_precision_argument,
+    command_line,
     path_argument,
-    run_command,
 )
 from bacinfer.experiments.experiment import Experiment, check, run_all
 from bacinfer.experiments.method import GRAMMAR, PLAIN, parse_methods
@@ -95,9 +94,7 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, build_parser(), argv)
-
+main = command_line(run, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from bacinfer.analysis.pipeline import DEFAULT_BUDGETS, Sampling, analyse_policy
 from bacinfer.analysis.residuals import DEFAULT_DEMO, DEFAULT_SEED, file_digest
 from bacinfer.assets import RunAssets
 from bacinfer.commands.episode_options import report_failures
-from bacinfer.commands.options import add_policy_arguments, load_policy_and_task, path_argument, run_command
+from bacinfer.commands.options import add_policy_arguments, command_line, load_policy_and_task, path_argument
 from bacinfer.core.plan import SamplingPlan
 from bacinfer.experiments.experiment import Experiment, run_all
 from bacinfer.experiments.method import parse_methods
@@ -97,9 +96,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, build_parser(), argv)
-
+main = command_line(run, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from bacinfer.assets import RunAssets
 from bacinfer.commands.episode_options import (
@@ -25,7 +24,7 @@ from bacinfer.commands.options import (
     add_policy_arguments,
     add_precision_argument,
     cache_request,
-    run_command,
+    command_line,
 )
 from bacinfer.experiments.experiment import Experiment, check, run_all
 from bacinfer.experiments.method import PLAIN, parse_methods
@@ -82,9 +81,7 @@ def run(args: argparse.Namespace) -> int:
     return report_failures(outcomes)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, build_parser(), argv)
-
+main = command_line(run, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

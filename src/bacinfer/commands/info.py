@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bacinfer import assets
-from bacinfer.commands.options import add_debug_argument, path_argument, run_command
+from bacinfer.commands.options import add_debug_argument, command_line, path_argument
 from bacinfer.core.bubbling import bubbling_union, layer_and_kind
 from bacinfer.core.optimal_steps import stored_selection
 from bacinfer.core.schedule import CacheSchedule
@@ -119,9 +119,7 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(report, build_parser(), argv)
-
+main = command_line(report, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bacinfer.commands.options import (
     DEFAULT_NUM_CACHES,
     add_debug_argument,
+    command_line,
     path_argument,
-    run_command,
 )
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.optimal_steps import read_optimal_schedule
@@ -80,9 +79,7 @@ def _read_plan(policy: Any, path: Path, num_caches: int | None, num_bu_blocks: i
     return SamplingPlan(schedule.with_last_step())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(export_checkpoint, build_parser(), argv)
-
+main = command_line(export_checkpoint, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

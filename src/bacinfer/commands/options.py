@@ -53,6 +53,17 @@ def run_command(
         return 130
 
 
+def command_line(
+    command: Callable[[argparse.Namespace], int], build_parser: Callable[[], argparse.ArgumentParser]
+) -> Callable[..., int]:
+    """A command's ``main(argv)``, which without arguments takes those of the process; see `run_command`."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run_command(command, build_parser(), argv)
+
+    return main
+
+
 def add_policy_arguments(
     parser: argparse.ArgumentParser, *, default: Path | None = None, lerobot: str | None = None
 ) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
-from bacinfer.commands.options import add_debug_argument, path_argument, run_command
+from bacinfer.commands.options import add_debug_argument, command_line, path_argument
 from bacinfer.report.page import DEFAULT_PICTURED, PAGE_FILE, write_report
 
 
@@ -41,9 +40,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(run, build_parser(), argv)
-
+main = command_line(run, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())

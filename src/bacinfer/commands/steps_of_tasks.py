@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from bacinfer.analysis import get_optimal_cache_update_steps
-from bacinfer.commands.options import add_bacinfer_files_argument, add_debug_argument, run_command
+from bacinfer.commands.options import add_bacinfer_files_argument, add_debug_argument, command_line
 from bacinfer.tasks.checkpoints import ASSETS_ROOT, find_checkpoint, shipped_checkpoint
 from bacinfer.tasks.table import GROUPS, TASKS, TaskInfo, tasks_in_group, tasks_named
 
@@ -74,9 +73,7 @@ def _chosen_tasks(args: argparse.Namespace) -> list[TaskInfo]:
     return tasks_named(TASKS if args.task is None else args.task.split(","))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(analyse_tasks, build_parser(), argv)
-
+main = command_line(analyse_tasks, build_parser)
 
 if __name__ == "__main__":
     sys.exit(main())
