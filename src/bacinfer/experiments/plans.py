@@ -11,7 +11,6 @@ from bacinfer.analysis.update_budget import check_budget
 from bacinfer.core.apply import apply, left_as_found
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines import sampled_by
-from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.core.schedule import CacheSchedule, check_num_updates, even_interval
 from bacinfer.experiments.method import Method
@@ -44,8 +43,8 @@ def _make(policy: Any, method: Method, source: ScheduleSource, made_for: Fingerp
 
 
 def _schedule(policy: Any, method: Method, source: ScheduleSource) -> CacheSchedule:
-    K, M = PolicyHandle.of(policy).num_inference_steps, method.num_caches or 1
-    check_num_updates(M, K, f"{method.spec}: num_caches")
+    K = policy.num_inference_steps
+    check_num_updates(method.num_caches or 1, K, f"{method.spec}: num_caches")
     if method.budget is not None:
         check_budget(method.budget, K)
     is_found = method.metric is not None or method.budget is not None
@@ -54,7 +53,7 @@ def _schedule(policy: Any, method: Method, source: ScheduleSource) -> CacheSched
 
 def _spaced(policy: Any, method: Method, num_steps: int) -> CacheSchedule:
     """The schedule of a method that says itself what is computed when."""
-    keys = [block.key for block in find_blocks(PolicyHandle.of(policy).model)]
+    keys = [block.key for block in find_blocks(policy.model)]
     if method.steps is not None:
         return CacheSchedule.unified(keys, num_steps, method.steps)
     if method.cache == "lossless":

@@ -28,7 +28,6 @@ from bacinfer.analysis.sensitivity import NUM_PROBES, holding_costs
 from bacinfer.analysis.similarity import Array
 from bacinfer.assets import RunAssets, read_by_block, read_schedule, write_by_block
 from bacinfer.core.blocks import find_blocks
-from bacinfer.core.handle import PolicyHandle
 from bacinfer.core.optimal_steps import read_optimal_schedule, stored_selection
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.experiments.method import Method
@@ -53,7 +52,7 @@ def found_at(observations: Sequence[Any]) -> ScheduleSource:
         M, metric = method.num_caches or 1, method.metric or ""
         if method.cache == "unified":
             matrices = observe_statistics(policy, observations, metric).matrices(metric)
-            return unified_schedule(find_blocks(PolicyHandle.of(policy).model), matrices, M, metric)
+            return unified_schedule(find_blocks(policy.model), matrices, M, metric)
         if method.budget is not None:
             plan = find_sensitive_plan(policy, observations, method.budget)
         else:
@@ -120,8 +119,7 @@ class ScheduleAssets:
 
 
 def _stored(assets: ScheduleAssets, task: Task, policy: Any, method: Method) -> CacheSchedule:
-    handle = PolicyHandle.of(policy)
-    blocks, K = find_blocks(handle.model), handle.num_inference_steps
+    blocks, K = find_blocks(policy.model), policy.num_inference_steps
     if method.budget is not None:
         costs = _holding_costs(assets, task, policy, method)
         return find_sensitive_schedule(costs, blocks, method.budget)
