@@ -30,7 +30,7 @@ from bacinfer.experiments.run_files import (
 )
 from bacinfer.experiments.schedules import ScheduleAssets
 from bacinfer.experiments.store import ROW_FILE, ResultsStore, Row, run_directory
-from bacinfer.experiments.subjects import load_diffusion_policy, load_lerobot
+from bacinfer.experiments.subjects import load_subject
 from bacinfer.files import check_path, write_json
 from bacinfer.lerobot.installation import WEIGHTS as LEROBOT_WEIGHTS
 from bacinfer.measurement.action_error import normalised_actions, rms_difference
@@ -320,10 +320,8 @@ def _named(settings: Experiment | Method, *names: str) -> dict[str, Any]:
 
 def _load(experiment: Experiment) -> tuple[Any, Task, DictConfig]:
     """The plain policy, its task and its configuration; the last one loaded is kept."""
-    path, sha256, device = experiment.checkpoint, experiment.checkpoint_sha256, experiment.device
-    if experiment.env is not None:
-        return load_lerobot(path, sha256, device, experiment.env)
-    return load_diffusion_policy(path, sha256, device, experiment.trust_checkpoint)
+    path, sha256 = experiment.checkpoint, experiment.checkpoint_sha256
+    return load_subject(path, sha256, experiment.device, experiment.env, experiment.trust_checkpoint)
 
 
 @lru_cache

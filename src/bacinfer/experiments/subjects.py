@@ -15,18 +15,17 @@ from bacinfer.tasks import Task, make_task
 
 
 @lru_cache(maxsize=1)
-def load_diffusion_policy(path: str, sha256: str, device: str, trust_checkpoint: bool) -> tuple[Any, Task, DictConfig]:
-    """The plain policy of a Diffusion Policy checkpoint with this digest, its task and its configuration."""
+def load_subject(
+    path: str, sha256: str, device: str, env: str | None, trust_checkpoint: bool
+) -> tuple[Any, Task, DictConfig]:
+    """The plain policy of a checkpoint with this digest, its task and its configuration.
+
+    Args:
+        env: Of a checkpoint of LeRobot's: the environment, as `lerobot.environment` spells it.
+    """
+    if env is not None:
+        policy, task = needing_lerobot("environment").load_subject(Path(path), env, device)
+        return policy, task, OmegaConf.create(read_json(Path(path) / CONFIG))
     checkpoint = read_checkpoint(path, trust_checkpoint=trust_checkpoint)
-    return (
-        build_policy(checkpoint, device),
-        make_task(checkpoint.cfg, trust_checkpoint=trust_checkpoint),
-        checkpoint.cfg,
-    )
-
-
-@lru_cache(maxsize=1)
-def load_lerobot(path: str, sha256: str, device: str, env: str) -> tuple[Any, Task, DictConfig]:
-    """Likewise of a checkpoint of LeRobot's, in an environment of LeRobot's (see `lerobot.environment`)."""
-    policy, task = needing_lerobot("environment").load_subject(Path(path), env, device)
-    return policy, task, OmegaConf.create(read_json(Path(path) / CONFIG))
+    policy = build_policy(checkpoint, device)
+    return policy, make_task(checkpoint.cfg, trust_checkpoint=trust_checkpoint), checkpoint.cfg
