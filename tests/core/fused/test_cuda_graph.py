@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 import bacinfer
 from bacinfer import FastDiffusionPolicy
+from bacinfer.core.engines import choose
 from bacinfer.core.engines.fused import cuda_graph, engine
 from core.fused.fused_helpers import act, assert_agree, make_policy, remove_cache, with_cache
 from tiny_policies import VARIANTS, observations
@@ -137,6 +138,14 @@ def test_kernels_that_cannot_be_compiled(
     bacinfer.apply(policy, bacinfer.SamplingPlan(), engine="cuda_graph", precision="bf16")
     with pytest.raises(RuntimeError, match="it takes GPU kernels, and they could not be compiled: Failed to find"):
         act(policy)
+
+
+def test_auto_in_half_precision_is_the_fastest_engine_on_the_device(
+    graphs: list[StandInGraph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "fastest_on", lambda _: "cuda_graph")
+    policy = bacinfer.apply(make_policy(), bacinfer.SamplingPlan(), precision="bf16")
+    assert bacinfer.summary(policy).engine == "cuda_graph"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

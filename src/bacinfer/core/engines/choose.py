@@ -10,7 +10,7 @@ from bacinfer.core.engines.base import Engine, Phase, UnsupportedPolicyError
 from bacinfer.core.engines.eager import EagerEngine
 from bacinfer.core.engines.fused.engine import FusedEngine, cannot_run, log_eager
 from bacinfer.core.engines.fused.program_cache import ProgramCache
-from bacinfer.core.engines.fused.runners import PRECISIONS, RUNNERS
+from bacinfer.core.engines.fused.runners import PRECISIONS, RUNNERS, fastest_on
 from bacinfer.core.engines.onednn import OneDnnEngine
 
 AUTO = "auto"
@@ -48,7 +48,9 @@ def choose_engine(
         return _BY_ITS_OWN_CODE[name](policy, blocks, phases)
     eager = EagerEngine(policy, blocks, phases)
     programs = [ProgramCache(blocks, phase, known_functions_only=name == AUTO, precision=precision) for phase in phases]
-    runner = name if name != AUTO else None if precision is None else "fused"
+    runner = None if name == AUTO else name
+    if runner is None and precision is not None:  # what was asked for is no longer left to what can be had
+        runner = fastest_on(next(eager.handle.model.parameters()).device)
     try:
         return FusedEngine(eager, programs, runner)
     except UnsupportedPolicyError as error:
