@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
+from bacinfer import Sampler
 from bacinfer.core.engines.base import UnsupportedPolicyError
-from bacinfer.core.engines.denoising_steps import read_steps, runge_kutta_steps
+from bacinfer.core.engines.denoising_steps import plan_steps, read_steps, runge_kutta_steps
 from core.fused.fused_helpers import make_scheduler
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
@@ -41,6 +44,30 @@ def test_every_step_is_that_of_diffusers(
         found = step.c * x0 + step.d * x + step.e * y + step.sigma * noise
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         x = expected.clamp(-3, 3)
+
+
+@pytest.mark.skipif(
+    "timesteps" not in inspect.signature(DPMSolverMultistepScheduler.set_timesteps).parameters,
+    reason="this diffusers chooses the timesteps of DPM-Solver++ itself",
+)
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize(("algorithm", "eta"), [("dpmsolver++", 0.0), ("sde-dpmsolver++", 1.0)])
+@pytest.mark.parametrize("timesteps", [(80, 60, 40, 20, 0), (99, 50, 3), (40,)], ids=str)
+def test_dpm_is_that_of_diffusers(timesteps: tuple[int, ...], algorithm: str, eta: float, prediction_type: str) -> None:
+    scheduler = make_scheduler("ddpm", 100, prediction_type=prediction_type, clip_sample=False)
+    steps = plan_steps(scheduler, Sampler("dpm", timesteps, eta))
+    theirs = DPMSolverMultistepScheduler.from_config(scheduler.config, algorithm_type=algorithm)
+    theirs.set_timesteps(timesteps=list(timesteps))
+    generator, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    x = expected = torch.linspace(-2, 2, 24).view(2, 4, 3)
+    x0 = None
+    for step, t in zip(steps.steps, theirs.timesteps, strict=True):
+        y = torch.sin(3 * expected + t)
+        expected = theirs.step(y, t, expected, generator=generator).prev_sample
+        noise = torch.randn(x.shape, generator=other)
+        x, x0 = steps.next_sample(step, x, y, noise, x0)
+        assert step.draws_noise == (step.sigma > 0)
+        torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor
 import bacinfer
 from bacinfer import CacheSchedule, Sampler, SamplingPlan
 from bacinfer.core.blocks import find_blocks
+from core.defined_steps import DefinedSteps
 from core.fused.fused_helpers import act, assert_agree, make_policy, make_scheduler
 from helpers import TinyPolicy
 from tiny_policies import VARIANTS, observations
@@ -30,43 +31,32 @@ def planned(policy: Any, sampler: Sampler, engine: str, interval: int | None = N
 
 
 def levels(t: int) -> Tensor:
-    """The share of signal at a timestep (Ho et al., 2020), in double precision; all of it after the last one."""
-    if t < 0:
-        return torch.ones((), dtype=torch.float64)
+    """The share of signal at a timestep (Ho et al., 2020), in double precision."""
     return make_scheduler(num_train_timesteps=T).alphas_cumprod[t].double()
 
 
 def by_definition(policy: Any, sampler: Sampler, timesteps: tuple[int, ...]) -> Tensor:
-    """The normalised actions of a sampler, from the papers' formulas: DDPM eq. 6 and 7, DDIM eq. 12 and 16."""
+    """The actions of a sampler, from the papers' formulas."""
     obs = observations()
     torch.manual_seed(1)
     x = torch.randn(len(obs["obs"]), policy.horizon, 2)
     condition = policy.normalizer["obs"].normalize(obs["obs"])
+    steps = DefinedSteps(sampler, levels)
     with torch.no_grad():
         for t, following in zip(timesteps, (*timesteps[1:], -1), strict=True):
-            alpha, alpha_next = levels(t), levels(following)
-            epsilon = policy.model(x, torch.tensor(t), condition).double()
-            x0 = ((x.double() - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()).clamp(-1, 1)
-            beta = 1 - alpha / alpha_next
-            if sampler.kind == "own":
-                mean = (alpha_next.sqrt() * beta * x0 + (alpha / alpha_next).sqrt() * (1 - alpha_next) * x.double()) / (
-                    1 - alpha
-                )
-                variance, noisy = beta * (1 - alpha_next) / (1 - alpha), following >= 0
-            else:
-                variance = sampler.eta**2 * beta * (1 - alpha_next) / (1 - alpha)
-                mean = alpha_next.sqrt() * x0 + (1 - alpha_next - variance).sqrt() * epsilon
-                noisy = sampler.eta > 0
-            x = (mean + variance.sqrt() * torch.randn(x.shape) if noisy else mean).float()
+            x = steps.next_sample(x, policy.model(x, torch.tensor(t), condition), t, following)
     return policy.normalizer["action"].unnormalize(x)
 
 
 SAMPLERS = [
     *(Sampler("own", n) for n in (1, 3, 5, 10)),
-    *(Sampler("ddim", n, eta) for n in (1, 2, 5) for eta in (0.0, 0.4, 1.0)),
-    *(Sampler(kind, steps) for kind in ("own", "ddim") for steps in ((9, 4, 0), (7, 6, 1), (3,))),
+    *(Sampler(kind, n, eta) for kind in ("ddim", "dpm") for n in (1, 2, 5) for eta in (0.0, 0.4, 1.0)),
+    *(Sampler(kind, steps) for kind in ("own", "ddim", "dpm") for steps in ((9, 4, 0), (7, 6, 1), (3,))),
     Sampler("ddim", (8, 5, 2), 0.7),
 ]
+
+
+SAMPLED = [Sampler("own", 5), Sampler("ddim", (8, 5, 4, 1), 0.6), Sampler("dpm", (8, 5, 4, 1), 0.6)]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -110,7 +100,7 @@ def test_fewer_own_steps_are_the_users_one_line_change(num_steps: int) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("sampler", [Sampler("own", 5), Sampler("ddim", (8, 5, 4, 1), 0.6)], ids=lambda s: s.spec)
+@pytest.mark.parametrize("sampler", SAMPLED, ids=lambda s: s.spec)
 def test_engines_agree_on_caches_of_a_samplers_steps(variant: str, sampler: Sampler) -> None:
     policy = make_policy(variant)
     found = act(planned(policy, sampler, "fused", interval=2))
@@ -176,7 +166,7 @@ def handle_of(policy: Any, **settings: Any) -> bacinfer.PolicyHandle:
 
 
 @pytest.mark.parametrize("interval", [None, 2])
-@pytest.mark.parametrize("sampler", [Sampler("own", 4), Sampler("ddim", (8, 5, 2), 0.7)], ids=lambda s: s.spec)
+@pytest.mark.parametrize("sampler", SAMPLED, ids=lambda s: s.spec)
 def test_a_handle_says_where_steps_and_scheduler_are(sampler: Sampler, interval: int | None) -> None:
     policy = make_policy()
     handle = handle_of(policy, num_steps=(policy, "num_inference_steps"), scheduler=(policy, "noise_scheduler"))
@@ -273,8 +263,8 @@ def test_find_plan_finds_the_cache_of_a_samplers_steps() -> None:
         (("own", ()), "descending order"),
         (("own", (3, 3)), "descending order"),
         (("ddim", (3, -1)), "descending order"),
-        (("ddim", 5, 1.5), "eta is DDIM's noise"),
-        (("own", 5, 0.5), "eta is DDIM's noise"),
+        (("ddim", 5, 1.5), "eta is the noise of ddim and dpm"),
+        (("own", 5, 0.5), "eta is the noise of ddim and dpm"),
         (("own", True), "at least one step"),
     ],
 )

@@ -17,6 +17,7 @@ from bacinfer import CacheSchedule, Sampler, SamplingPlan, WarmStart
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.calls import CallStream
 from bacinfer.core.warm_start import evenly_spaced
+from core.defined_steps import DefinedSteps
 from core.fused.fused_helpers import make_policy, make_scheduler
 from helpers import TinyPolicy
 
@@ -45,7 +46,7 @@ def call(policy: Any, seed: int, batch: int = 2) -> Tensor:
 
 
 class ByDefinition:
-    """The same from the definitions: DDIM (Song et al., 2021, eq. 12 and 16), and a warm start's own.
+    """The same from the definitions of samplers, and a warm start's own.
 
     Blocks that a cache reuses are replaced by what they put out last, through hooks on the modules that end them.
     """
@@ -86,13 +87,9 @@ class ByDefinition:
         assert sampler is not None
         timesteps = sampler.timesteps or tuple(range(0, T, T // sampler.num_steps))[::-1]
         stored: dict[str, Tensor] = {}
+        steps = DefinedSteps(sampler, lambda t: self.alphas[t].double())
         for k, (t, following) in enumerate(zip(timesteps, (*timesteps[1:], -1), strict=True)):
-            alpha, after = self.alphas[t], self.alphas[following] if following >= 0 else torch.ones(())
-            epsilon = self.model(x, t, condition, k, cache, stored)
-            x0 = ((x - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()).clamp(-1, 1)
-            variance = sampler.eta**2 * (1 - after) / (1 - alpha) * (1 - alpha / after)
-            noise = torch.randn(x.shape) if sampler.eta else torch.zeros_like(x)
-            x = after.sqrt() * x0 + (1 - after - variance).sqrt() * epsilon + variance.sqrt() * noise
+            x = steps.next_sample(x, self.model(x, t, condition, k, cache, stored), t, following)
         return x
 
     def model(
@@ -145,7 +142,7 @@ def test_calls_of_an_episode(engine: str) -> None:
 @st.composite
 def plans(draw: st.DrawFn) -> SamplingPlan:
     def sampler(timesteps: tuple[int, ...]) -> Sampler:
-        return Sampler("ddim", timesteps, draw(st.sampled_from([0.0, 0.5, 1.0])))
+        return Sampler(draw(st.sampled_from(["ddim", "dpm"])), timesteps, draw(st.sampled_from([0.0, 0.5, 1.0])))
 
     def cache(num_steps: int) -> CacheSchedule | None:
         if draw(st.booleans()):

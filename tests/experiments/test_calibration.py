@@ -237,7 +237,7 @@ def test_default_methods_fit_the_policy() -> None:
     policy = make_policy()
     methods = default_methods(policy, stateful=True)
     plans = make_plans(policy, methods, found_at([observations(1)]))
-    assert {"own:5", "ddim:3", "ddim:10+warm:4:3", "own:10+uniform:5"} <= plans.keys()
+    assert {"own:5", "dpm:3", "ddim:10+warm:4:3", "own:10+uniform:5"} <= plans.keys()
     for plan in plans.values():
         bacinfer.apply(policy, plan, stateful=True)
     assert not any("warm" in method.spec for method in default_methods(policy, stateful=False))

@@ -49,8 +49,8 @@ class PolicyHandle:
             calling them, a patch that calls the model in its place.
         num_steps: An object and its attribute that `sample` reads the number of its steps from, which a plan's sampler
             sets during each call. None: plans with a sampler are refused.
-        scheduler: Likewise the diffusers scheduler that the loop goes through, for DDIM and given timesteps. None: a
-            sampler changes the number of steps only.
+        scheduler: Likewise the diffusers scheduler that the loop goes through, for DDIM, DPM-Solver++ and given
+            timesteps. None: a sampler changes the number of steps only.
         n_action_steps: Actions of a chunk that are executed before the next one is sampled, where that is known.
         loop: The denoising loop, where it is one that programs can stand for (`core.engines.loops`); another method
             than `sample`, which comes to it.

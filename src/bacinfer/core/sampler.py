@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-KINDS = ("own", "ddim")
+KINDS = ("own", "ddim", "dpm")
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,11 @@ class Sampler:
     """The denoising steps of one call.
 
     Attributes:
-        kind: ``own``, the policy's noise scheduler, or ``ddim`` (Song et al., 2021, eq. 12) on its noise levels.
+        kind: ``own``, the policy's noise scheduler; ``ddim`` (Song et al., 2021, eq. 12) or ``dpm``, DPM-Solver++(2M)
+            (Lu et al., 2022, algorithm 2; SDE-DPM-Solver++(2M) with eta 1), on its noise levels.
         steps: N, which the scheduler spaces as it does; or the timesteps themselves, in descending order (units: the
             policy's training timesteps, 0 the least noisy).
-        eta: The share of DDPM's noise that DDIM adds at each step, 0 (none: deterministic) to 1.
+        eta: The share of DDPM's noise that ``ddim`` and ``dpm`` add at each step, 0 (none: deterministic) to 1.
 
     Raises:
         ValueError: the kind is unknown, there are no steps, they do not descend, or eta is out of its range or given
@@ -43,7 +44,7 @@ class Sampler:
         ):
             raise ValueError(f"timesteps must be integers >= 0 in descending order, got {list(timesteps)}")
         if not 0 <= self.eta <= 1 or (self.eta and self.kind == "own"):
-            raise ValueError(f"eta is DDIM's noise, from 0 to 1; got {self.eta} for sampler {self.kind!r}")
+            raise ValueError(f"eta is the noise of ddim and dpm, from 0 to 1; got {self.eta} for sampler {self.kind!r}")
 
     @property
     def timesteps(self) -> tuple[int, ...] | None:
@@ -57,7 +58,7 @@ class Sampler:
 
     @property
     def spec(self) -> str:
-        """As methods spell it: ``own:10``, ``ddim:5``, ``ddim:40-20-0``, ``ddim:5:0.5`` with eta."""
+        """As methods spell it: ``own:10``, ``dpm:5``, ``ddim:40-20-0``, ``ddim:5:0.5`` with eta."""
         steps = self.steps if isinstance(self.steps, int) else "-".join(map(str, self.steps))
         return f"{self.kind}:{steps}" + (f":{self.eta:g}" if self.eta else "")
 

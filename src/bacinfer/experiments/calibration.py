@@ -178,8 +178,8 @@ def calibrate(
         policy: A policy.
         task: Runs its episodes.
         output_dir: Gets ``plan.json``, ``calibration.json`` with all that was measured, and ``episodes/``.
-        plans: Names to what is tried; None: own and DDIM steps of many numbers, some caches, and, if `stateful`, warm
-            starts.
+        plans: Names to what is tried; None: own, DDIM and DPM-Solver++ steps of many numbers, some caches, and, if
+            `stateful`, warm starts.
         stateful: Whether the plan may keep state between calls (see `bacinfer.apply`).
         engine: What runs the plans.
         precision: Of their products; None: the policy's own, which the plain policy has in any case.

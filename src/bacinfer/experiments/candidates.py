@@ -9,7 +9,8 @@ from bacinfer.core.handle import PolicyHandle
 from bacinfer.experiments.method import Method, parse_method
 
 OWN_STEPS = (50, 25, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2)
-DDIM_STEPS = (16, 10, 8, 6, 5, 4, 3, 2)
+DDIM_STEPS = (16, 10, 5)
+DPM_STEPS = (10, 8, 6, 5, 4, 3)
 WARM_STARTS = ((0.3, 2), (0.3, 3), (0.4, 2), (0.4, 3), (0.4, 4), (0.5, 3), (0.5, 4), (0.5, 6), (0.6, 5))
 """From which share of the training timesteps, in how many steps."""
 CACHES = ("bac:10:5", "own:20+bac:7:5", "own:10+uniform:5")
@@ -32,7 +33,8 @@ def default_methods(policy: Any, *, stateful: bool) -> list[Method]:
     specs = [f"own:{n}" for n in OWN_STEPS if n < num_steps and handle.num_steps is not None]
     if hasattr(scheduler, "config"):
         num_levels = scheduler.config["num_train_timesteps"]
-        specs += [f"ddim:{n}" for n in DDIM_STEPS if n < num_levels]
+        samplers = (("ddim", DDIM_STEPS), ("dpm", DPM_STEPS))
+        specs += [f"{kind}:{n}" for kind, numbers in samplers for n in numbers if n < num_levels]
         if stateful:
             starts = [(round(share * num_levels), n) for share, n in WARM_STARTS]
             specs += [f"ddim:{min(10, num_levels)}+warm:{t}:{n}" for t, n in starts if n <= t + 1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bacinfer.analysis.similarity import find_metric
 from bacinfer.core.cache_request import DEFAULT_METRIC
-from bacinfer.core.sampler import Sampler
+from bacinfer.core.sampler import KINDS, Sampler
 from bacinfer.core.warm_start import WarmStart, evenly_spaced
 
 GRAMMAR = """\
@@ -15,7 +15,8 @@ A method says which denoising steps are taken, from where, and what is computed 
 STEPS: all K of the policy's own scheduler, or
   own:N            N steps of the policy's own scheduler
   ddim:N           N deterministic DDIM steps; ddim:N:ETA adds the share ETA of DDPM's noise
-  own:T-T-T        these timesteps, from noisy to clean; likewise ddim:T-T-T[:ETA]
+  dpm:N            N steps of DPM-Solver++, of second order; likewise dpm:N:ETA
+  own:T-T-T        these timesteps, from noisy to clean; likewise ddim:T-T-T[:ETA] and dpm:T-T-T[:ETA]
 WARM: every call starts from noise, or
   warm:T:N         from the last call's actions, noised to timestep T, by N DDIM steps from there to 0; warm:T:N:D
                    starts from noise where the result is further than D (RMS, normalised) from what was planned before
@@ -48,6 +49,8 @@ class _Kind:
     arguments: str = ""
 
 
+SAMPLER_NAMES = {"own": "own", "ddim": "DDIM", "dpm": "DPM++"}
+"""In tables and pictures, by the samplers' kinds."""
 _NUMBER = r"\d+(?:\.\d+)?"
 _METRIC = r"(?::(?P<metric>[a-z]\w*))?"
 _KINDS = {
@@ -169,7 +172,7 @@ def parse_method(spec: str) -> Method:
     sampler, warm_start, cache = None, None, "plain"
     parts = spec.split("+")
     try:
-        if parts[0].startswith(("own:", "ddim:")):
+        if parts[0].startswith(tuple(f"{kind}:" for kind in KINDS)):
             sampler = _parse_sampler(parts.pop(0))
         if parts and parts[0].startswith("warm:"):
             warm_start = _parse_warm_start(parts.pop(0))
@@ -189,7 +192,7 @@ _STEPS = r"(?P<steps>\d+(?:-\d+)*)"
 
 
 def _parse_sampler(spec: str) -> Sampler:
-    match = re.fullmatch(rf"(?P<kind>own|ddim):{_STEPS}(?::(?P<eta>{_NUMBER}))?", spec)
+    match = re.fullmatch(rf"(?P<kind>\w+):{_STEPS}(?::(?P<eta>{_NUMBER}))?", spec)
     if match is None:
         raise ValueError(f"{spec} is no sampler")
     timesteps = _integers(match["steps"])
@@ -218,7 +221,7 @@ def _warm_spec(warm: WarmStart) -> str:
 
 
 def _sampler_label(sampler: Sampler) -> str:
-    name = {"own": "own", "ddim": "DDIM"}[sampler.kind]
+    name = SAMPLER_NAMES[sampler.kind]
     steps = sampler.steps if sampler.timesteps is None else " ".join(map(str, sampler.timesteps))
     return f"{name} {steps}" + (f", eta {sampler.eta:g}" if sampler.eta else "")
 

@@ -91,6 +91,12 @@ def test_unclipped_ddim_with_another_prediction() -> None:
     assert_agree(act(with_cache(policy, "fused", cache_threshold=2)), with_cache(policy, "eager", cache_threshold=2))
 
 
+def test_steps_of_second_order() -> None:
+    plan = bacinfer.SamplingPlan(sampler=bacinfer.Sampler("dpm", (8, 5, 2), 0.5))
+    eager = bacinfer.apply(small(), plan, engine="eager")
+    assert_agree(act(bacinfer.apply(small(), plan, engine="fused")), eager)
+
+
 @pytest.mark.parametrize("activation", [F.relu, torch.nn.GELU(approximate="tanh")])
 def test_activations(activation: Any) -> None:
     policy = small()

@@ -1,10 +1,10 @@
 """What a noise scheduler does at each denoising step, as numbers that are known before the loop starts.
 
-A step of DDPM (Ho et al., 2020, eq. 7) or of DDIM (Song et al., 2021, eq. 12 and 16) takes the sample x and the model's
-output y to
+A step of DDPM (Ho et al., 2020, eq. 7), of DDIM (Song et al., 2021, eq. 12 and 16) or of DPM-Solver++ (Lu et al., 2022,
+algorithm 2) takes the sample x and the model's output y to
 
     x0 = clamp((a x + b y) / s)
-    x' = c x0 + d x + e y + sigma z,    z ~ N(0, 1)
+    x' = c x0 + d x + e y + f p + sigma z,    z ~ N(0, 1),  p: x0 of the step before
 
 (Predicting noise, s is thousandths at the first steps, where x and b y nearly cancel: they do so before the division.)
 
@@ -17,6 +17,7 @@ refused rather than mistaken.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -60,6 +61,7 @@ class DenoisingStep:
     c: float
     d: float
     e: float
+    f: float
     sigma: float
     draws_noise: bool
     keeps: tuple[Keep, ...] = ()
@@ -77,11 +79,17 @@ class DenoisingSteps:
     def timesteps(self) -> tuple[int | float, ...]:
         return tuple(step.timestep for step in self.steps)
 
-    def next_sample(self, step: DenoisingStep, x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
-        """x', by the formulas above."""
+    def next_sample(
+        self, step: DenoisingStep, x: Tensor, y: Tensor, noise: Tensor, previous: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x' and x0, by the formulas above; `previous` is x0 of the step before, for steps with f."""
         x0 = (step.a * x + step.b * y) / step.s
         x0 = x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
-        return step.c * x0 + step.d * x + step.e * y + step.sigma * noise
+        following = step.c * x0 + step.d * x + step.e * y + step.sigma * noise
+        if step.f:
+            assert previous is not None
+            following = following + step.f * previous
+        return following, x0
 
 
 def read_steps(scheduler: Any, num_inference_steps: int) -> DenoisingSteps:
@@ -138,6 +146,8 @@ def plan_steps(scheduler: Any, sampler: Sampler) -> DenoisingSteps:
     if sampler.kind == "own" and _scheduler_kind(scheduler) == "DDPMScheduler":
         read_steps(spaced, min(num_levels, _NUM_COMPARED))  # its own steps are those of the formulas
         steps = [_ddpm_step(config, alphas, t, following) for t, following in pairs]
+    elif sampler.kind == "dpm":
+        steps = _dpm_steps(config, alphas, timesteps, sampler.eta)
     else:
         final = getattr(scheduler, "final_alpha_cumprod", torch.ones(())).cpu()
         steps = [_ddim_step(config, alphas, final, t, following, sampler.eta) for t, following in pairs]
@@ -171,7 +181,9 @@ def runge_kutta_steps(times: Tensor) -> DenoisingSteps:
 
 def _linear_step(t: float, d: float, e: float, keeps: tuple[Keep, ...] = (), adds: int | None = None) -> DenoisingStep:
     """``x' = d x + e y``, and what was kept."""
-    return DenoisingStep(t, a=0.0, b=0.0, s=1.0, c=0.0, d=d, e=e, sigma=0.0, draws_noise=False, keeps=keeps, adds=adds)
+    return DenoisingStep(
+        t, a=0.0, b=0.0, s=1.0, c=0.0, d=d, e=e, f=0.0, sigma=0.0, draws_noise=False, keeps=keeps, adds=adds
+    )
 
 
 def _clip(config: Any) -> float | None:
@@ -214,6 +226,7 @@ def _ddpm_step(config: Any, alphas: Tensor, t: int, previous: int) -> DenoisingS
         c=float(alpha_previous**0.5 * (1 - ratio) / (1 - alpha)),
         d=float(ratio**0.5 * (1 - alpha_previous) / (1 - alpha)),
         e=0.0,
+        f=0.0,
         sigma=float(variance.clamp(min=1e-20) ** 0.5) if t > 0 else 0.0,  # the floor is diffusers'
         draws_noise=t > 0,
     )
@@ -242,9 +255,43 @@ def _ddim_step(
         c=float(alpha_previous**0.5),
         d=direction * of_sample,
         e=direction * of_output,
+        f=0.0,
         sigma=float(variance**0.5),
         draws_noise=eta > 0,
     )
+
+
+def _dpm_steps(config: Any, alphas: Tensor, timesteps: tuple[int, ...], eta: float) -> list[DenoisingStep]:
+    """DPM-Solver++(2M): DDIM of the x0 that the last two steps' lie on a line with, in the logarithm of the
+    signal-to-noise ratio; with eta 1 SDE-DPM-Solver++(2M). The first and the last step are DDIM's."""
+    alphas = alphas.double()
+    steps: list[DenoisingStep] = []
+    last_growth = math.inf  # of that logarithm, in the step before
+    for t, following in zip(timesteps, [*timesteps[1:], -1], strict=True):
+        alpha = alphas[t]
+        alpha_next = alphas[following] if following >= 0 else torch.ones_like(alpha)
+        variance = eta**2 * (1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)
+        of_sample = ((1 - alpha_next - variance) / (1 - alpha)) ** 0.5
+        of_x0 = float(alpha_next**0.5 - of_sample * alpha**0.5)
+        growth = float(torch.logit(alpha_next) - torch.logit(alpha)) / 2
+        on_line = 0.0 if following < 0 else growth / last_growth / 2
+        a, b, s = _predicted_x0(config["prediction_type"], alpha)
+        steps.append(
+            DenoisingStep(
+                timestep=t,
+                a=a,
+                b=b,
+                s=s,
+                c=of_x0 * (1 + on_line),
+                d=float(of_sample),
+                e=0.0,
+                f=-of_x0 * on_line,
+                sigma=float(variance**0.5),
+                draws_noise=eta > 0 and following >= 0,
+            )
+        )
+        last_growth = growth
+    return steps
 
 
 def _compare_with(scheduler: Any, found: DenoisingSteps) -> None:
@@ -255,7 +302,7 @@ def _compare_with(scheduler: Any, found: DenoisingSteps) -> None:
         expected = scheduler.step(y, t, x, generator=generator.manual_seed(int(step.timestep))).prev_sample
         generator.manual_seed(int(step.timestep))
         noise = torch.randn(x.shape, generator=generator) if step.draws_noise else torch.zeros_like(x)
-        if not torch.allclose(found.next_sample(step, x, y, noise), expected, rtol=1e-3, atol=1e-4):
+        if not torch.allclose(found.next_sample(step, x, y, noise)[0], expected, rtol=1e-3, atol=1e-4):
             raise UnsupportedPolicyError(
                 f"its {type(scheduler).__name__} computes another step at timestep {step.timestep} than its formula"
             )

@@ -82,13 +82,13 @@ class EagerEngine:
         """See `Engine`; a loop like `conditional_sample`'s."""
         steps = warm_steps(self.handle.owner, self.phases[WARM])
         self.begin(WARM)
-        x = call.draw_noise() if call.start is None else call.start
+        x, x0 = call.draw_noise() if call.start is None else call.start, None
         for step in steps.steps:
             x = torch.where(call.is_given, call.given, x)
             with self.products():
                 output = self.handle.model(x, torch.tensor(step.timestep, device=x.device), call.condition)
             noise = call.draw_noise() if step.draws_noise else torch.zeros_like(x)
-            x = steps.next_sample(step, x, output, noise)
+            x, x0 = steps.next_sample(step, x, output, noise, x0)
         return torch.where(call.is_given, call.given, x)
 
 

@@ -45,6 +45,7 @@ class PlannedScheduler:
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """As of diffusers: a loop goes over `timesteps` afterwards."""
         self._planned = self.planned(num_inference_steps)
+        self._last: tuple[int, Tensor] | None = None  # the step that was taken last, and its x0
         self.timesteps = torch.tensor(self._planned.timesteps, device=device)
         self.num_inference_steps = num_inference_steps
 
@@ -59,16 +60,26 @@ class PlannedScheduler:
         """As of diffusers: `prev_sample` is the sample after the step at a timestep.
 
         Raises:
-            RuntimeError: it is called with other arguments, which the plan decides.
+            RuntimeError: it is called with other arguments, which the plan decides; or out of turn, where a step needs
+                the one before.
         """
         if any(arguments.values()):
             raise RuntimeError(f"the plan's sampler {self.sampler.spec} does not take {arguments}; remove the plan")
-        step = next(step for step in self._planned.steps if step.timestep == int(timestep))
+        number = self._planned.timesteps.index(int(timestep))
+        step, previous = self._planned.steps[number], None
+        if step.f:
+            if self._last is None or self._last[0] != number - 1:
+                raise RuntimeError(
+                    f"{self.sampler.spec} takes its steps in their order, from the first; got {timestep}"
+                )
+            previous = self._last[1]
         if step.draws_noise:
             noise = torch.randn(sample.shape, dtype=sample.dtype, device=sample.device, generator=generator)
         else:
             noise = torch.zeros_like(sample)
-        return SimpleNamespace(prev_sample=self._planned.next_sample(step, sample, model_output, noise))
+        following, x0 = self._planned.next_sample(step, sample, model_output, noise, previous)
+        self._last = number, x0
+        return SimpleNamespace(prev_sample=following)
 
 
 def own_scheduler(policy: Any) -> Any:
@@ -190,7 +201,7 @@ def _attributes(handle: PolicyHandle, sampler: Sampler) -> Iterator[tuple[Any, s
     if handle.num_steps is None:
         raise UnsupportedPolicyError("its handle names no num_steps, the attribute that its loop reads them from")
     scheduler: Any = None if handle.scheduler is None else getattr(*handle.scheduler, None)
-    if sampler.kind == "ddim" or sampler.timesteps is not None:
+    if sampler.kind != "own" or sampler.timesteps is not None:
         if handle.scheduler is None:
             raise UnsupportedPolicyError("its handle names no scheduler")
         yield (*handle.scheduler, PlannedScheduler(scheduler, sampler))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bacinfer.experiments.method import SAMPLER_NAMES
 from bacinfer.experiments.store import Row
 from bacinfer.report.sections.shared import sampler
 from bacinfer.report.table import METHOD_HEADER, episodes_text, method_cells
@@ -28,6 +29,7 @@ _COLUMNS = {  # what is a column of the table where its rows differ in it
     "hardware": "hardware",
     "threads": "threads",
 }
+_OTHER_SAMPLERS = {kind: f" with {name}" for kind, name in SAMPLER_NAMES.items() if kind != "own"}
 _SORTED_BY = dict(
     zip(
         METHOD_HEADER,
@@ -78,7 +80,7 @@ def facts(rows: Sequence[Row]) -> dict[str, str]:
     return {
         "Checkpoint": _each(rows, lambda row: f"{row.checkpoint} (sha256 {row.checkpoint_sha256[:12]})"),
         "Denoising steps": _each(
-            rows, lambda row: f"K = {row.num_inference_steps}{' with DDIM' * sampler(row).startswith('ddim')}"
+            rows, lambda row: f"K = {row.num_inference_steps}{_OTHER_SAMPLERS.get(sampler(row).partition(':')[0], '')}"
         ),
         "Episodes": episodes,
         "Machine": machines,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bacinfer.assets import RunAssets
+from bacinfer.core.sampler import KINDS
 from bacinfer.experiments.store import Row
 
 T = TypeVar("T")
@@ -62,5 +63,5 @@ def slug(text: str) -> str:
 
 def sampler(row: Row) -> str:
     """``ddim:16``, or nothing for the policy's own K steps."""
-    match = re.match(r"(own|ddim):[^+]+", row.method)
+    match = re.match(rf"(?:{'|'.join(KINDS)}):[^+]+", row.method)
     return match[0] if match else ""

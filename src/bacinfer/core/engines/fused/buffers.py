@@ -41,6 +41,7 @@ class Buffers:
         predicted: [B, T, A], a view of `output` [M, A].
         embedded: [B, N, D], what every token is embedded as but for its values: bias, position, timestep.
         residuals: [blocks, M, D].
+        x0: What the last step took the clean trajectory for [B, T, A].
         kept: What integrators of higher order keep between evaluations, [memories, B, T, A]; no memory for others.
         modulation: Shift, scale (with 1) and gate of the block that is computed, [B, 3, D]; None: there are none.
         conditioned: What the condition adds to those of each block, [blocks, B, 3, D].

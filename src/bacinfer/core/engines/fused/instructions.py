@@ -256,6 +256,7 @@ class Step:
 
     def run(self, buffers: Buffers) -> None:
         step, x, y, x0 = self.step, buffers.trajectory, buffers.predicted, buffers.x0
+        of_previous = x0 * step.f if step.f else None
         torch.mul(x, step.a, out=x0)
         x0.add_(y, alpha=step.b).div_(step.s)
         if self.clip is not None:
@@ -263,6 +264,8 @@ class Step:
         x.mul_(step.d).add_(x0, alpha=step.c)
         if step.e:
             x.add_(y, alpha=step.e)
+        if of_previous is not None:
+            x.add_(of_previous)
         added = self.added(buffers)
         if added is not None:
             x.add_(added)

@@ -154,17 +154,18 @@ class KernelProgram:
         elif added:
             addends, count = buffers.residuals[added.start :], added.end - added.start
         x, trajectory = buffers.x, buffers.trajectory
-        numbers = [0.0 if step is None else float(getattr(step.step, name)) for name in "abscde"]
+        numbers = [0.0 if step is None else float(getattr(step.step, name)) for name in "abscdef"]
         norms = (constants.stack_norm, constants.final_norm)
         clip, draw = (None, None) if step is None else (step.clip, step.draw)
         return self._launch(
             "between_steps", (_tiles(len(x), _ROWS), 1), x, *_norm(norms[0], x), *_norm(norms[1], x),
-            constants.head.weight, constants.head.bias, trajectory, x if draw is None else buffers.noise[draw],
-            buffers.given, buffers.is_given.view(torch.int8), constants.input.columns, buffers.embedded, addends,
+            constants.head.weight, constants.head.bias, trajectory, buffers.x0,
+            x if draw is None else buffers.noise[draw], buffers.given, buffers.is_given.view(torch.int8),
+            constants.input.columns, buffers.embedded, addends,
             len(x), x.shape[1], trajectory.shape[-1], *numbers, clip or 0.0, count, addends.stride(0),
             ROWS=_ROWS, SIZE=_power(trajectory.shape[-1]), STACK_NORM=norms[0] is not None, NORM=norms[1] is not None,
-            PREDICTS=predict is not None, CLIPS=clip is not None, DRAWS=draw is not None, PAINTS=paints,
-            EMBEDS=embed is not None, **self._width,
+            PREDICTS=predict is not None, CLIPS=clip is not None, DRAWS=draw is not None, FOLLOWS=numbers[-1] != 0,
+            PAINTS=paints, EMBEDS=embed is not None, **self._width,
         )  # fmt: skip
 
     def _launch(self, name: str, grid: tuple[int, int], *args: Any, **constants: Any) -> Launch:

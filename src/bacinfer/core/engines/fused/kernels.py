@@ -219,11 +219,11 @@ def cross_attend(  # type: ignore[no-untyped-def]
 @_kernel
 def between_steps(  # type: ignore[no-untyped-def]
     x, stack_gamma, stack_beta, stack_eps, gamma, beta, eps, head, head_bias,
-    trajectory, noise, given, is_given, input_weight, embedded, addends,
-    num_rows, width, size, a, b, s, c, d, e, clip, count, stride,
+    trajectory, last_x0, noise, given, is_given, input_weight, embedded, addends,
+    num_rows, width, size, a, b, s, c, d, e, f, clip, count, stride,
     SLICES: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
     STACK_NORM: tl.constexpr, NORM: tl.constexpr, PREDICTS: tl.constexpr, CLIPS: tl.constexpr, DRAWS: tl.constexpr,
-    PAINTS: tl.constexpr, EMBEDS: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    FOLLOWS: tl.constexpr, PAINTS: tl.constexpr, EMBEDS: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """From a step's x [M, D] through the model's output and the scheduler's step to the trajectory [M, A], and on to
     the next step's x, with the first `count` stored residuals of `addends`."""
@@ -254,6 +254,9 @@ def between_steps(  # type: ignore[no-untyped-def]
             clean = tl.where(clean > clip, clip, clean)
             clean = tl.where(clean < -clip, -clip, clean)
         current = current * d + clean * c + output * e
+        if FOLLOWS:  # the step before, of which it needs x0
+            current += tl.load(last_x0 + small_at, small, 0.0).to(tl.float32) * f
+        tl.store(last_x0 + small_at, clean, small)
         if DRAWS:
             current += tl.load(noise + small_at, small, 0.0).to(tl.float32)
     if PAINTS:

@@ -56,7 +56,7 @@ enum Operation : int32_t {
                     // offset [H], they are the first token of its condition
     FOLD,           // slots last.. of a condition = folded source [B, count, D]
     PREDICT,        // output = head(norm(x))
-    STEP,           // x0 = clamp((a x + b y) / s); x = c x0 + d x + e y + source [B, T, A]
+    STEP,           // x0 = clamp((a x + b y) / s); x = c x0 + d x + e y + f last x0 + source [B, T, A]
     MODULATE,       // modulation = source [3, D] + offset [B, 3, D], for that block
     REMEMBER        // kept[first] = a kept[first] + b trajectory
 };
@@ -66,7 +66,7 @@ struct Instruction {
     int32_t first;
     int32_t last;
     int32_t count;
-    float coefficients[6];
+    float coefficients[7];
     const float* source;
     const float* offset;
 };
@@ -84,6 +84,7 @@ struct Program {
     float* total;      // [M, D]
     float* qkv;        // [M, 3 D]
     float* output;     // [M, A]
+    float* x0;         // [B, T, A], of the last step
     float* kept;       // [memories, B, T, A]
     const float* given;       // [B, T, A]
     const uint8_t* is_given;  // [B, T, A]
@@ -119,7 +120,7 @@ const char* structs() {
             << AT(Program, trajectory_width) << AT(Program, width) << AT(Program, hidden_width) << AT(Program, heads)
             << AT(Program, condition_tokens) << AT(Program, clip) << AT(Program, precision) << AT(Program, x) << AT(Program, embedded)
             << AT(Program, tokens) << AT(Program, residuals) << AT(Program, total) << AT(Program, qkv)
-            << AT(Program, output) << AT(Program, kept) << AT(Program, given) << AT(Program, is_given)
+            << AT(Program, output) << AT(Program, x0) << AT(Program, kept) << AT(Program, given) << AT(Program, is_given)
             << AT(Program, hidden) << AT(Program, input) << AT(Program, head) << AT(Program, stack_norm)
             << AT(Program, final_norm) << AT(Program, blocks) << AT(Program, num_blocks) << AT(Program, instructions)
             << AT(Program, num_instructions) << "\n";
@@ -430,7 +431,10 @@ struct Member {
         each_trajectory_value(begin, end, [&](int64_t token, int64_t i) {
             const float x = p.tokens[token], y = p.output[token];
             const float x0 = std::min(std::max((c[0] * x + c[1] * y) * c[2], -p.clip), p.clip);
-            p.tokens[token] = c[3] * x0 + c[4] * x + c[5] * y + (instruction.source ? instruction.source[i] : 0.0f);
+            const float added = instruction.source ? instruction.source[i] : 0.0f;
+            const float previous = c[6] == 0.0f ? 0.0f : c[6] * p.x0[i];  // 0: whatever it held
+            p.tokens[token] = c[3] * x0 + c[4] * x + c[5] * y + previous + added;
+            p.x0[i] = x0;
         });
     }
 };

@@ -44,13 +44,13 @@ class _Block(ctypes.Structure):
 class _Instruction(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("operation", "first", "last", "count")),
-        ("coefficients", c_float * 6),
+        ("coefficients", c_float * 7),
         *((name, c_void_p) for name in ("source", "offset")),
     )
 
 
 _SIZES = ("batch", "rows", "horizon", "trajectory_width", "width", "hidden_width", "heads", "condition_tokens")
-_BUFFERS = ("x", "embedded", "tokens", "residuals", "total", "qkv", "output", "kept", "given", "is_given")
+_BUFFERS = ("x", "embedded", "tokens", "residuals", "total", "qkv", "output", "x0", "kept", "given", "is_given")
 
 
 class _Program(ctypes.Structure):
@@ -226,11 +226,11 @@ class NativeProgram:
             }
         if isinstance(instruction, op.Step):
             step = instruction.step
-            coefficients = (c_float * 6)(step.a, step.b, 1 / step.s, step.c, step.d, step.e)
+            coefficients = (c_float * 7)(step.a, step.b, 1 / step.s, step.c, step.d, step.e, step.f)
             return {"coefficients": coefficients, "source": self._pointer(instruction.added(buffers))}
         if isinstance(instruction, op.Remember):
             keep = instruction.keep
-            return {"first": keep.memory, "coefficients": (c_float * 6)(keep.old, keep.new)}
+            return {"first": keep.memory, "coefficients": (c_float * 7)(keep.old, keep.new)}
         return {}
 
 
