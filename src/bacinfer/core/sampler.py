@@ -58,7 +58,7 @@ class Sampler:
 
     @property
     def spec(self) -> str:
-        """As methods spell it: ``own:10``, ``dpm:5``, ``ddim:40-20-0``, ``ddim:5:0.5`` with eta."""
+        """As methods spell it: ``own:10``, ``dpm:6``, ``ddim:40-20-0``, ``ddim:5:0.5`` with eta."""
         steps = self.steps if isinstance(self.steps, int) else "-".join(map(str, self.steps))
         return f"{self.kind}:{steps}" + (f":{self.eta:g}" if self.eta else "")
 
