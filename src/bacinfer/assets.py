@@ -5,7 +5,7 @@
     assets/<task>/original/
         activations.npz                        residuals of one run, [K, ...] a block
         similarity_matrices.npz                a K×K matrix a block and metric, and what is needed to go on
-        holding_costs.npz                      what reusing each block's residuals does to the actions, [K, K+1]
+        sensitive/<budget>.json                a schedule by what reusing residuals does to the actions
         block_errors.json                      what bubbling union selects blocks by
         optimal_steps/<metric>/schedules.json  the update steps of all blocks, for every number of updates M
 
@@ -46,9 +46,8 @@ class RunAssets:
     def similarity_matrices(self) -> Path:
         return self.directory / "similarity_matrices.npz"
 
-    @property
-    def holding_costs(self) -> Path:
-        return self.directory / "holding_costs.npz"
+    def sensitive_schedule(self, budget: float) -> Path:
+        return self.directory / "sensitive" / f"{budget:g}.json"
 
     @property
     def block_errors(self) -> Path:

@@ -13,10 +13,15 @@ from torch import Tensor, nn
 
 import bacinfer
 from bacinfer import CacheSchedule, PolicyHandle, Sampler
-from bacinfer.analysis.sensitivity import Linearisation, linearise, segment_costs
+from bacinfer.analysis import find_plan
+from bacinfer.analysis.sensitivity import Linearisation, holding_costs, linearise, segment_costs
+from bacinfer.analysis.similarity import Array
+from bacinfer.analysis.update_budget import Curve, spend
 from bacinfer.core.blocks import Block, find_blocks
 from bacinfer.core.calls import seeded_noise
 from bacinfer.core.engines import sampled_by
+from bacinfer.core.engines.base import Phase
+from bacinfer.core.engines.eager import EagerEngine
 from bacinfer.core.engines.observing import observe_residuals
 from core.fused.fused_helpers import make_policy
 from helpers import TinyPolicy, act, encoder_model, observation
@@ -97,6 +102,46 @@ def _first_order(found: Linearisation, key: str, a: int, e: int) -> Tensor:
     return sum((gradients[:, t] * (residuals[a] - residuals[t])).flatten(1).sum(dim=1) for t in range(a, e))  # type: ignore[return-value]
 
 
+def test_with_a_schedule_it_is_the_cached_trajectory_that_is_differentiated() -> None:
+    policy, obs = TinyPolicy().double(), observation(2, dtype=torch.float64)
+    blocks = find_blocks(policy.model)
+    schedule = CacheSchedule.periodic([block.key for block in blocks], 10, 4)
+    found = linearise(policy, obs, SEED, num_probes=2, schedule=schedule)
+    change = 1e-5 * torch.randn(2, 4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def cached(key: str = "", at: int = -1, times: float = 0.0) -> Tensor:
+        """The actions of the cached policy, where what a block adds at a step is changed."""
+
+        def merged(block: Block) -> Any:
+            steps = iter(range(10))
+
+            def merge(layer: Any, x: Tensor, residual: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                is_changed = next(steps) == at and block.key == key
+                return block.spec.merge(
+                    layer, x, residual + times * change if is_changed else residual, *args, **kwargs
+                )
+
+            return merge
+
+        others = [replace(block, spec=replace(block.spec, merge=merged(block))) for block in blocks]
+        engine = EagerEngine(policy, others, [Phase(schedule)])
+        engine.attach()
+        try:
+            return act(policy, obs, SEED)
+        finally:
+            engine.detach()
+
+    for key in ("decoder.layers.0_sa_block", "decoder.layers.1_mha_block", "decoder.layers.2_ff_block"):
+        for step in (0, 2, 9):  # computed, reused, reused
+            expected = (found.probes * (cached(key, step, 1) - cached(key, step, -1)) / 2).flatten(1).sum(dim=1)
+            got = (found.gradients[key][:, step] * change).flatten(1).sum(dim=1)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-10)
+    plain = linearise(policy, obs, SEED, num_probes=2)
+    for key, residuals in found.residuals.items():
+        torch.testing.assert_close(residuals[0], plain.residuals[key][0])
+        assert not torch.equal(residuals[3], residuals[0])  # computed, though another one is used
+
+
 def test_costs_by_their_definition() -> None:
     found = linearise(TinyPolicy(), observation(2), SEED, num_probes=3)
     for key, costs in segment_costs(found).items():
@@ -160,6 +205,35 @@ def test_blocks_get_different_numbers_of_updates_and_less_error_than_equal_ones(
         return float((act(bacinfer.apply(policy, cached, engine="eager"), observation(1)) - plain).square().mean())
 
     assert error(schedule) < error(uniform)
+
+
+def test_later_rounds_differentiate_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, seen, budget = TinyPolicy(), [observation(1), observation(2)], 3
+    along: list[CacheSchedule | None] = []  # the trajectories that were differentiated
+    costs: list[dict[str, Array]] = []
+
+    def watched(policy: Any, observations: Any, noise_seed: int, schedule: CacheSchedule | None) -> dict[str, Array]:
+        along.append(schedule)
+        costs.append(holding_costs(policy, observations, noise_seed, schedule))
+        return costs[-1]
+
+    monkeypatch.setattr(find_plan, "holding_costs", watched)
+    found = bacinfer.find_sensitive_plan(policy, seen, budget).cache
+    blocks = find_blocks(policy.model)
+    total = sum(block.num_weights for block in blocks)
+    shares = {block.key: block.num_weights / total for block in blocks}
+    expected: list[CacheSchedule | None] = [None]
+    for number in range(1, len(costs) + 1):
+        means = {key: np.mean([of_round[key] for of_round in costs[:number]], axis=0) for key in shares}
+        steps = spend({key: Curve.of(mean) for key, mean in means.items()}, shares, budget)
+        expected.append(CacheSchedule(10, steps, "sensitivity-weighted, 3 evaluations"))
+    assert along == expected[:-1]
+    assert found == expected[-1]
+    assert len(set(expected)) >= 3  # not the first one again
+    assert len(costs) == find_plan.MAX_ROUNDS or expected[-1] == expected[-2]
+
+    calm = bacinfer.find_sensitive_plan(CalmPolicy(), seen, 10).cache
+    assert along[-1] == calm  # differentiated, and nothing changed
 
 
 def test_with_the_budget_of_all_steps_nothing_changes() -> None:

@@ -17,7 +17,6 @@ from bacinfer.analysis.update_steps import optimal_update_steps
 from bacinfer.assets import (
     RunAssets,
     read_block_errors,
-    read_by_block,
     read_schedule,
     write_by_block,
     write_schedules,
@@ -30,6 +29,7 @@ from bacinfer.experiments import schedules
 from bacinfer.experiments.method import parse_method
 from bacinfer.experiments.plans import applied, make_plan, make_plans
 from bacinfer.experiments.schedules import ScheduleAssets, analysis_observations, found_at
+from bacinfer.files import read_json, write_json
 from bacinfer.tasks import PushTTask
 from helpers import act
 from small_experiments import MAX_STEPS
@@ -141,9 +141,11 @@ def test_a_plan_is_for_the_policy_that_it_was_made_for(pusht_policy: Any, assets
     assert summary(pusht_policy).mode == "original"
 
 
-@pytest.mark.parametrize(("spec", "directory"), [("sens:3", "original"), ("own:5+sens:2.5", "own_5")])
-def test_derivatives_are_taken_once_for_all_budgets(
-    pusht_policy: Any, assets: ScheduleAssets, monkeypatch: pytest.MonkeyPatch, spec: str, directory: str
+@pytest.mark.parametrize(
+    ("spec", "path"), [("sens:3", "original/sensitive/3.json"), ("own:5+sens:2.5", "own_5/sensitive/2.5.json")]
+)
+def test_a_schedule_by_derivatives_is_found_once(
+    pusht_policy: Any, assets: ScheduleAssets, monkeypatch: pytest.MonkeyPatch, spec: str, path: str
 ) -> None:
     method = parse_method(spec)
     found = schedule(pusht_policy, spec, assets)
@@ -152,15 +154,14 @@ def test_derivatives_are_taken_once_for_all_budgets(
     assert found == expected.cache
 
     taken = []
-    monkeypatch.setattr(schedules, "holding_costs", lambda *_: taken.append(1) or plain_costs)
-    path = RunAssets(assets.found_dir / directory).holding_costs
-    plain_costs, _ = read_by_block(path)
+    monkeypatch.setattr(schedules, "find_sensitive_schedule", lambda *_: taken.append(1) or found)
     assert schedule(pusht_policy, spec, assets) == found
-    assert schedule(pusht_policy, spec.replace("sens:3", "sens:4").replace("2.5", "4"), assets) != found
     assert not taken
-    write_by_block(path, plain_costs, plain_costs, digest="of other demos")
+    stored = read_json(assets.found_dir / path)
+    write_json(assets.found_dir / path, stored | {"digest": "of other demos"})
     assert schedule(pusht_policy, spec, assets) == found
     assert taken == [1]
+    assert read_json(assets.found_dir / path) == stored
 
 
 def test_a_budget_above_the_number_of_steps(pusht_policy: Any, assets: ScheduleAssets) -> None:

@@ -26,6 +26,9 @@ from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.core.sampler import Sampler
 from bacinfer.core.schedule import CacheSchedule, check_num_updates
 
+MAX_ROUNDS = 4
+"""In which a sensitivity-weighted schedule is found."""
+
 Schedules = dict[str, dict[int, CacheSchedule]]  # metric, then M
 
 
@@ -87,10 +90,11 @@ def find_sensitive_plan(
 ) -> SamplingPlan:
     """Finds the plan that changes the actions least, to first order, for a budget of computation.
 
-    The plain policy samples once at each observation, and its actions are differentiated with respect to every block's
-    residual at every denoising step. The budget is shared by all blocks: those that matter more are computed more
-    often. The policy and torch's random state are left as they were; a plan that is applied to it is set aside
-    meanwhile.
+    The plain policy samples once at each observation, and its actions are differentiated with respect to what every
+    block adds at every denoising step. The budget is shared by all blocks: those that matter more are computed more
+    often. The policy with this cache is differentiated in its turn, and all derivatives together make the next
+    schedule, until it stays the same or `MAX_ROUNDS` are over. The policy and torch's random state are left as they
+    were; a plan that is applied to it is set aside meanwhile.
 
     Args:
         policy: A policy, or its handle, whose denoising loop can be differentiated.
@@ -110,10 +114,7 @@ def find_sensitive_plan(
     with left_as_found(policy):
         made_for = Fingerprint.of(policy)
         with sampled_by(policy, sampler) as sampling:
-            handle = PolicyHandle.of(sampling)
-            blocks = find_blocks(handle.model)
-            check_budget(budget, handle.num_inference_steps)
-            cache = find_sensitive_schedule(holding_costs(sampling, observations, noise_seed), blocks, budget)
+            cache = find_sensitive_schedule(sampling, observations, budget, noise_seed)
     return SamplingPlan(cache, sampler=sampler, made_for=made_for)
 
 
@@ -141,14 +142,28 @@ def unified_schedule(
     return CacheSchedule.unified(keys, len(similarity), steps, label).with_last_step()
 
 
-def find_sensitive_schedule(costs: Mapping[str, Array], blocks: Sequence[Block], budget: float) -> CacheSchedule:
-    """The schedule of least cost within a budget, from the costs [K, K+1] of `holding_costs` of all blocks.
+def find_sensitive_schedule(
+    policy: Policy | PolicyHandle, observations: Iterable[Any], budget: float, noise_seed: int = DEFAULT_SEED
+) -> CacheSchedule:
+    """The schedule of `find_sensitive_plan` for a plain policy, as it samples; see there."""
+    handle = PolicyHandle.of(policy)
+    check_budget(budget, handle.num_inference_steps)
+    shares = _shares_of_computation(find_blocks(handle.model))
+    observations = list(observations)
+    schedule, sums = None, dict.fromkeys(shares, np.zeros(()))
+    for number in range(1, MAX_ROUNDS + 1):
+        costs = holding_costs(policy, observations, noise_seed, schedule)
+        sums = {block: sums[block] + of_block for block, of_block in costs.items()}
+        steps = spend({block: Curve.of(of_block / number) for block, of_block in sums.items()}, shares, budget)
+        found = CacheSchedule(handle.num_inference_steps, steps, f"sensitivity-weighted, {budget:g} evaluations")
+        if found == schedule:
+            break
+        schedule = found
+    return found
 
-    Raises:
-        ValueError: the budget is not in 1..K, or a block names no weights.
-    """
-    num_steps = len(next(iter(costs.values())))
-    check_budget(budget, num_steps)
+
+def _shares_of_computation(blocks: Sequence[Block]) -> dict[str, float]:
+    """Block key to its share of what all compute; raises ValueError where a block names no weights."""
     weightless = [block.key for block in blocks if not block.num_weights]
     if weightless:
         raise ValueError(
@@ -156,9 +171,7 @@ def find_sensitive_schedule(costs: Mapping[str, Array], blocks: Sequence[Block],
             f"ResidualBlock(..., weights=(...))"
         )
     total = sum(block.num_weights for block in blocks)
-    weights = {block.key: block.num_weights / total for block in blocks}
-    steps = spend({block: Curve.of(of_block) for block, of_block in costs.items()}, weights, budget)
-    return CacheSchedule(num_steps, steps, f"sensitivity-weighted, {budget:g} evaluations")
+    return {block.key: block.num_weights / total for block in blocks}
 
 
 def find_schedules(statistics: BlockStatistics, metrics: Iterable[str], budgets: Sequence[int]) -> Schedules:

@@ -5,6 +5,9 @@ these steps t. To first order that changes the final action by the sum over t of
 derivative of the action with respect to the block's residual at step t, through the rest of the denoising loop. The
 expected square of that change comes from few vector-Jacobian products: E |J d|^2 = E (v^T J d)^2 for vectors v of
 random signs (Hutchinson, 1989).
+
+All of it holds along one trajectory: that of the plain policy, or, nearer to what is to be judged, that of a policy
+which reuses residuals as a schedule says.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from bacinfer.core.blocks import Block, find_blocks
 from bacinfer.core.calls import sample, seeded_noise
 from bacinfer.core.engines.observing import observe_residuals
 from bacinfer.core.handle import PolicyHandle
+from bacinfer.core.schedule import CacheSchedule
 from bacinfer.measurement.action_error import actions_of
 
 NUM_PROBES = 4
@@ -37,8 +41,9 @@ class Linearisation:
     """One call of a policy, and how its actions depend on its residuals.
 
     Attributes:
-        residuals: Block key to its residuals [K, ...].
-        gradients: Block key to the gradients [P, K, ...] with respect to them of v · actions, one for each probe v.
+        residuals: Block key to its residuals [K, ...], computed at every step.
+        gradients: Block key to the gradients [P, K, ...] of v · actions, one for each probe v, with respect to what the
+            block adds at each step.
         probes: The vectors v [P, B, ...] of random signs, shaped like the actions.
     """
 
@@ -47,8 +52,12 @@ class Linearisation:
     probes: Tensor
 
 
-def linearise(policy: Any, obs: Any, seed: int, num_probes: int = NUM_PROBES) -> Linearisation:
+def linearise(
+    policy: Any, obs: Any, seed: int, num_probes: int = NUM_PROBES, schedule: CacheSchedule | None = None
+) -> Linearisation:
     """Samples an action of a plain policy, with noise from `seed`, and differentiates it.
+
+    With a schedule, residuals are reused as it says: the action is that of the policy with this cache.
 
     The loop's graph holds what goes between blocks; what is within a block is computed again when it is differentiated.
     So memory is that of a few residuals for each block and step.
@@ -56,30 +65,31 @@ def linearise(policy: Any, obs: Any, seed: int, num_probes: int = NUM_PROBES) ->
     Raises:
         ValueError: the policy's loop cannot be differentiated, or a residual is not finite.
     """
-    used: dict[str, list[Tensor]] = {}
-
-    def keep(block: Block, step: int, residual: Tensor) -> None:
-        if not residual.requires_grad:  # nothing before it does: it is a leaf
-            residual.requires_grad_()
-        used.setdefault(block.key, []).append(residual)
-
-    blocks = [_recomputed(block) for block in find_blocks(PolicyHandle.of(policy).model)]
-    with torch.enable_grad(), seeded_noise(policy, seed), observe_residuals(policy, keep, blocks):
+    runs = [_BlockRun(block, schedule) for block in find_blocks(PolicyHandle.of(policy).model)]
+    blocks = [replace(run.block, spec=replace(run.block.spec, residual=run.residual)) for run in runs]
+    with torch.enable_grad(), seeded_noise(policy, seed), observe_residuals(policy, lambda *_: None, blocks):
         actions = actions_of(policy, sample(policy, obs))
-    residuals = {block: torch.stack([r.detach() for r in steps]) for block, steps in used.items()}
+    residuals = {run.block.key: torch.stack(run.computed) for run in runs}
     for block, of_block in residuals.items():
         check_residuals(of_block, block)
     probes = _random_signs((num_probes, *actions.shape), seed).to(actions)
-    products = [_gradients(actions, used, probe) for probe in probes]
-    return Linearisation(residuals, {block: torch.stack([g[block] for g in products]) for block in used}, probes)
+    changes = {run.block.key: run.changes for run in runs}
+    products = [_gradients(actions, changes, probe) for probe in probes]
+    return Linearisation(residuals, {block: torch.stack([g[block] for g in products]) for block in changes}, probes)
 
 
-def holding_costs(policy: Any, observations: Iterable[Any], noise_seed: int = DEFAULT_SEED) -> dict[str, Array]:
+def holding_costs(
+    policy: Any,
+    observations: Iterable[Any],
+    noise_seed: int = DEFAULT_SEED,
+    schedule: CacheSchedule | None = None,
+) -> dict[str, Array]:
     """What it costs to hold the residuals of a plain policy, averaged over observations.
 
     Args:
         policy: A plain policy.
         observations: What it samples at, the index-th with the noise of the index-th policy call of a demo.
+        schedule: That of the trajectories along which costs are first-order changes; None: those of the plain policy.
 
     Returns:
         Block key to costs [K, K+1]: entry [a, e] is the mean squared change of the normalised actions, to first order,
@@ -92,7 +102,7 @@ def holding_costs(policy: Any, observations: Iterable[Any], noise_seed: int = DE
     count = 0
     seen = tqdm(observations, desc="differentiating the policy", unit="observation")
     for index, obs in enumerate(seen):
-        found = linearise(policy, obs, call_seed(noise_seed, DEFAULT_DEMO, index))
+        found = linearise(policy, obs, call_seed(noise_seed, DEFAULT_DEMO, index), schedule=schedule)
         count += 1
         for block, costs in segment_costs(found).items():
             total[block] = total.get(block, 0.0) + costs
@@ -123,9 +133,33 @@ def _segment_costs(residuals: Tensor, gradients: Tensor, num_actions: int) -> Ar
     return costs
 
 
-def _gradients(actions: Tensor, used: Mapping[str, list[Tensor]], probe: Tensor) -> dict[str, Tensor]:
-    """Block key to the gradients [K, ...] of probe · actions with respect to its residuals."""
-    residuals = [residual for steps in used.values() for residual in steps]
+class _BlockRun:
+    """A block during one sampling, of which a backward pass keeps the input alone, and computes the rest again.
+
+    Attributes:
+        computed: Its residual at each step, also where a stored one is used.
+        changes: What is added to the one that is used: zeros, to differentiate with respect to.
+    """
+
+    def __init__(self, block: Block, schedule: CacheSchedule | None) -> None:
+        self.block = block
+        self.computed: list[Tensor] = []
+        self.changes: list[Tensor] = []
+        self._updates = None if schedule is None else schedule.update_mask(block.key)
+
+    def residual(self, *args: Any, **kwargs: Any) -> Tensor:
+        compute = partial(checkpoint, self.block.spec.residual, use_reentrant=False, preserve_rng_state=False)
+        residual: Tensor = compute(*args, **kwargs)
+        if self._updates is None or self._updates[len(self.computed)]:
+            self._stored = residual
+        self.computed.append(residual.detach())
+        self.changes.append(torch.zeros_like(residual, requires_grad=True))
+        return self._stored + self.changes[-1]
+
+
+def _gradients(actions: Tensor, changes: Mapping[str, list[Tensor]], probe: Tensor) -> dict[str, Tensor]:
+    """Block key to the gradients [K, ...] of probe · actions with respect to changes of its residuals."""
+    residuals = [change for steps in changes.values() for change in steps]
     found: tuple[Tensor | None, ...] = (None,)
     if actions.requires_grad:
         found = torch.autograd.grad(actions, residuals, probe, retain_graph=True, allow_unused=True)
@@ -137,13 +171,7 @@ def _gradients(actions: Tensor, used: Mapping[str, list[Tensor]], probe: Tensor)
             "schedules of find_plan do not"
         )
     remaining = iter(gradients)
-    return {block: torch.stack([next(remaining) for _ in steps]) for block, steps in used.items()}
-
-
-def _recomputed(block: Block) -> Block:
-    """The block, of which a backward pass keeps the input alone, and computes the rest again."""
-    residual = partial(checkpoint, block.spec.residual, use_reentrant=False, preserve_rng_state=False)
-    return replace(block, spec=replace(block.spec, residual=residual))
+    return {block: torch.stack([next(remaining) for _ in steps]) for block, steps in changes.items()}
 
 
 def _random_signs(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -14,9 +14,9 @@ from filelock import FileLock
 
 from bacinfer.analysis.block_selection import write_selections
 from bacinfer.analysis.find_plan import (
+    MAX_ROUNDS,
     find_plan,
     find_schedules,
-    find_sensitive_plan,
     find_sensitive_schedule,
     observe_statistics,
     unified_schedule,
@@ -24,13 +24,13 @@ from bacinfer.analysis.find_plan import (
 from bacinfer.analysis.pipeline import Sampling, collect_statistics, write_schedules
 from bacinfer.analysis.recorded import read_matrices
 from bacinfer.analysis.residuals import DEFAULT_SEED
-from bacinfer.analysis.sensitivity import NUM_PROBES, holding_costs
-from bacinfer.analysis.similarity import Array
-from bacinfer.assets import RunAssets, read_by_block, read_schedule, write_by_block
+from bacinfer.analysis.sensitivity import NUM_PROBES
+from bacinfer.assets import RunAssets, read_schedule
 from bacinfer.core.blocks import find_blocks
 from bacinfer.core.optimal_steps import read_optimal_schedule, stored_selection
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.experiments.method import Method
+from bacinfer.files import read_json, write_json
 from bacinfer.tasks import Task
 
 ANALYSIS_DEMOS = range(8)
@@ -54,9 +54,8 @@ def found_at(observations: Sequence[Any]) -> ScheduleSource:
             matrices = observe_statistics(policy, observations, metric).matrices(metric)
             return unified_schedule(find_blocks(policy.model), matrices, M, metric)
         if method.budget is not None:
-            plan = find_sensitive_plan(policy, observations, method.budget)
-        else:
-            plan = find_plan(policy, observations, M, method.num_bu_blocks or 0, metric)
+            return find_sensitive_schedule(policy, observations, method.budget)
+        plan = find_plan(policy, observations, M, method.num_bu_blocks or 0, metric)
         assert plan.cache is not None
         return plan.cache
 
@@ -106,7 +105,7 @@ class ScheduleAssets:
     def digest(self, method: Method) -> str:
         """What determines a method's schedule, apart from the method and the checkpoint."""
         if method.budget is not None:
-            return f"demos {list(ANALYSIS_DEMOS)}, seed {DEFAULT_SEED}, {NUM_PROBES} probes"
+            return f"demos {list(ANALYSIS_DEMOS)}, seed {DEFAULT_SEED}, {NUM_PROBES} probes, {MAX_ROUNDS} rounds"
         run = self.of(method)
         if run is None:
             return ""
@@ -121,8 +120,7 @@ class ScheduleAssets:
 def _stored(assets: ScheduleAssets, task: Task, policy: Any, method: Method) -> CacheSchedule:
     blocks, K = find_blocks(policy.model), policy.num_inference_steps
     if method.budget is not None:
-        costs = _holding_costs(assets, task, policy, method)
-        return find_sensitive_schedule(costs, blocks, method.budget)
+        return _sensitive(assets, task, policy, method)
 
     run, M, metric = assets.of(method), method.num_caches or 1, method.metric or ""
     assert run is not None  # as there is a metric
@@ -139,19 +137,18 @@ def _stored(assets: ScheduleAssets, task: Task, policy: Any, method: Method) -> 
     return schedule.with_last_step()
 
 
-def _holding_costs(assets: ScheduleAssets, task: Task, policy: Any, method: Method) -> dict[str, Array]:
-    """What holding residuals costs, from a file or, where that has it not, into it; other processes wait meanwhile."""
-    path, digest = assets.found(method).holding_costs, assets.digest(method)
-    keys = [block.key for block in find_blocks(policy.model)]
+def _sensitive(assets: ScheduleAssets, task: Task, policy: Any, method: Method) -> CacheSchedule:
+    """A schedule by sensitivity, from a file or, where that has it not, into it; other processes wait meanwhile."""
+    assert method.budget is not None
+    path, digest = assets.found(method).sensitive_schedule(method.budget), assets.digest(method)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        if path.is_file():
-            costs, metadata = read_by_block(path)
-            if metadata["blocks"] == keys and metadata.get("digest") == digest:
-                return costs
-        costs = holding_costs(policy, analysis_observations(policy, task))
-        write_by_block(path, costs, keys, digest=digest)
-        return costs
+        stored = read_json(path) if path.is_file() else {}
+        if stored.get("digest") == digest:
+            return CacheSchedule.from_data(stored["schedule"])
+        schedule = find_sensitive_schedule(policy, analysis_observations(policy, task), method.budget)
+        write_json(path, {"digest": digest, "schedule": schedule.to_data()})
+        return schedule
 
 
 def _analyse(policy: Any, task: Task, run: RunAssets, method: Method, checkpoint_sha256: str) -> None:
