@@ -9,8 +9,8 @@ from bacinfer.core.warm_start import WarmStart
 from bacinfer.experiments.method import PLAIN, Method, parse_method, parse_methods
 
 
-def warm(*timesteps: int, distance: float | None = None) -> WarmStart:
-    return WarmStart(Sampler("ddim", timesteps), max_disagreement=distance)
+def warm(*timesteps: int, kind: str = "ddim", distance: float | None = None) -> WarmStart:
+    return WarmStart(Sampler(kind, timesteps), max_disagreement=distance)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ def warm(*timesteps: int, distance: float | None = None) -> WarmStart:
         ("dpm:5", Method(sampler=Sampler("dpm", 5)), "DPM++ 5"),
         ("ddim:40-20-0", Method(sampler=Sampler("ddim", (40, 20, 0))), "DDIM 40 20 0"),
         ("own:10+lossless", Method("lossless", sampler=Sampler("own", 10)), "own 10 + lossless"),
+        (
+            "dpm:6+warm:40:3",
+            Method(sampler=Sampler("dpm", 6), warm_start=warm(40, 20, 0, kind="dpm")),
+            "DPM++ 6 + warm 40 20 0",
+        ),
         ("warm:40:3", Method(warm_start=warm(40, 20, 0)), "warm 40 20 0"),
         ("warm:40-10-0", Method(warm_start=warm(40, 10, 0)), "warm 40 10 0"),
         (

@@ -18,8 +18,9 @@ STEPS: all K of the policy's own scheduler, or
   dpm:N            N steps of DPM-Solver++, of second order; likewise dpm:N:ETA
   own:T-T-T        these timesteps, from noisy to clean; likewise ddim:T-T-T[:ETA] and dpm:T-T-T[:ETA]
 WARM: every call starts from noise, or
-  warm:T:N         from the last call's actions, noised to timestep T, by N DDIM steps from there to 0; warm:T:N:D
-                   starts from noise where the result is further than D (RMS, normalised) from what was planned before
+  warm:T:N         from the last call's actions, noised to timestep T, by N steps from there to 0, of DPM-Solver++ after
+                   dpm:..., otherwise of DDIM; warm:T:N:D starts from noise where the result is further than D (RMS,
+                   normalised) from what was planned before
   warm:T-T-T       likewise, by these timesteps
 CACHE: everything at every step, or
   lossless         the same in the engine that runs the caches: only its exact savings
@@ -144,7 +145,7 @@ class Method:
         return self._joined(
             " + ",
             None if self.sampler is None else _sampler_label(self.sampler),
-            None if warm is None else f"warm {_sampler_label(warm.sampler).removeprefix('DDIM ')}",
+            None if warm is None else f"warm {_steps_label(warm.sampler)}",
             [" ".join(words)],
         )
 
@@ -175,7 +176,7 @@ def parse_method(spec: str) -> Method:
         if parts[0].startswith(tuple(f"{kind}:" for kind in KINDS)):
             sampler = _parse_sampler(parts.pop(0))
         if parts and parts[0].startswith("warm:"):
-            warm_start = _parse_warm_start(parts.pop(0))
+            warm_start = _parse_warm_start(parts.pop(0), _warm_kind(sampler))
         if len(parts) > 1:
             raise ValueError("there is no such method")
         return _parse_cache(parts[0] if parts else cache, sampler, warm_start)
@@ -200,7 +201,12 @@ def _parse_sampler(spec: str) -> Sampler:
     return Sampler(match["kind"], steps, float(match["eta"] or 0))
 
 
-def _parse_warm_start(spec: str) -> WarmStart:
+def _warm_kind(sampler: Sampler | None) -> str:
+    """Of the steps after a warm start: they have a formula, which the policy's own need not have."""
+    return "ddim" if sampler is None or sampler.kind == "own" else sampler.kind
+
+
+def _parse_warm_start(spec: str, kind: str) -> WarmStart:
     match = re.fullmatch(rf"warm:(?:(?P<start>\d+):(?P<count>\d+)|{_STEPS})(?::(?P<distance>{_NUMBER}))?", spec)
     if match is None:
         raise ValueError(f"{spec} is no warm start")
@@ -209,7 +215,7 @@ def _parse_warm_start(spec: str) -> WarmStart:
     else:
         timesteps = _integers(match["steps"])
     distance = None if match["distance"] is None else float(match["distance"])
-    return WarmStart(Sampler("ddim", timesteps), max_disagreement=distance)
+    return WarmStart(Sampler(kind, timesteps), max_disagreement=distance)
 
 
 def _warm_spec(warm: WarmStart) -> str:
@@ -221,9 +227,11 @@ def _warm_spec(warm: WarmStart) -> str:
 
 
 def _sampler_label(sampler: Sampler) -> str:
-    name = SAMPLER_NAMES[sampler.kind]
-    steps = sampler.steps if sampler.timesteps is None else " ".join(map(str, sampler.timesteps))
-    return f"{name} {steps}" + (f", eta {sampler.eta:g}" if sampler.eta else "")
+    return f"{SAMPLER_NAMES[sampler.kind]} {_steps_label(sampler)}" + (f", eta {sampler.eta:g}" if sampler.eta else "")
+
+
+def _steps_label(sampler: Sampler) -> str:
+    return str(sampler.steps) if sampler.timesteps is None else " ".join(map(str, sampler.timesteps))
 
 
 def _integers(text: str) -> tuple[int, ...]:
