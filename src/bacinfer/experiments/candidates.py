@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from bacinfer.core.blocks import find_blocks
@@ -11,8 +12,11 @@ from bacinfer.experiments.method import Method, parse_method
 OWN_STEPS = (50, 25, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2)
 DDIM_STEPS = (16, 10, 5)
 DPM_STEPS = (10, 8, 6, 5, 4, 3)
-WARM_STARTS = ((0.3, 2), (0.3, 3), (0.4, 2), (0.4, 3), (0.4, 4), (0.5, 3), (0.5, 4), (0.5, 6), (0.6, 5))
-"""From which share of the training timesteps, in how many steps."""
+WARM_STARTS = {
+    ("ddim", 10): ((0.3, 2), (0.4, 2), (0.4, 3), (0.5, 4)),
+    ("dpm", 6): ((0.3, 3), (0.4, 3), (0.4, 4), (0.5, 4), (0.6, 5)),
+}
+"""After which first call: from which share of the training timesteps, in how many steps."""
 CACHES = ("bac:10:5", "own:20+bac:7:5", "own:10+uniform:5")
 
 
@@ -36,11 +40,18 @@ def default_methods(policy: Any, *, stateful: bool) -> list[Method]:
         samplers = (("ddim", DDIM_STEPS), ("dpm", DPM_STEPS))
         specs += [f"{kind}:{n}" for kind, numbers in samplers for n in numbers if n < num_levels]
         if stateful:
-            starts = [(round(share * num_levels), n) for share, n in WARM_STARTS]
-            specs += [f"ddim:{min(10, num_levels)}+warm:{t}:{n}" for t, n in starts if n <= t + 1]
+            specs += _warm_starts(num_levels)
     num_blocks = len(find_blocks(handle.model))
     caches = [method for method in map(parse_method, CACHES) if _has_place(method, handle, num_blocks)]
     return [*map(parse_method, specs), *caches]
+
+
+def _warm_starts(num_levels: int) -> Iterator[str]:
+    for (kind, num_steps), starts in WARM_STARTS.items():
+        for share, count in starts:
+            start = round(share * num_levels)
+            if count <= start + 1:
+                yield f"{kind}:{min(num_steps, num_levels)}+warm:{start}:{count}"
 
 
 def _has_place(method: Method, handle: PolicyHandle, num_blocks: int) -> bool:
