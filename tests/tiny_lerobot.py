@@ -361,6 +361,64 @@ def groot(directory: Path, **settings: Any) -> Any:
         return with_random_weights(modeling_groot.GrootPolicy(config))
 
 
+def write_wan(directory: Path) -> Path:
+    """The encoders of a tiny Wan as `from_pretrained` reads them: of pictures, and of words."""
+    from diffusers import AutoencoderKLWan
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    path = directory / "wan"
+    if not path.exists():
+        torch.manual_seed(0)
+        AutoencoderKLWan(
+            base_dim=4,
+            z_dim=48,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.1] * 48,
+            latents_std=[0.9] * 48,
+            is_residual=True,
+            in_channels=12,
+            out_channels=12,
+            patch_size=2,
+        ).save_pretrained(path / "vae")
+        UMT5EncoderModel(
+            UMT5Config(vocab_size=200, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+        ).save_pretrained(path / "text_encoder")
+    return path
+
+
+def fastwam(directory: Path, **settings: Any) -> Any:
+    from lerobot.policies.fastwam.configuration_fastwam import FastWAMConfig
+    from lerobot.policies.fastwam.modeling_fastwam import FastWAMPolicy
+    from lerobot.policies.fastwam.wan import components
+
+    wan = str(write_wan(directory))
+    sizes = {"ffn_dim": 16, "num_heads": 2, "attn_head_dim": 8, "num_layers": 2, "text_dim": 16, "freq_dim": 16}
+    sizes["eps"] = 1e-6
+    video = {"patch_size": [1, 2, 2], "in_dim": 48, "out_dim": 48, "hidden_dim": 16, "seperated_timestep": True}
+    config = FastWAMConfig(
+        **features(size=32),
+        device="cpu",
+        action_dim=MOVES,
+        proprio_dim=STATE,
+        action_horizon=8,
+        n_action_steps=8,
+        num_video_frames=9,
+        action_video_freq_ratio=2,
+        image_size=(32, 32),
+        tokenizer_model_id=str(write_clip(directory)),
+        tokenizer_max_len=8,
+        text_encoder_model_id=wan,
+        video_dit_config={**sizes, **video, "video_attention_mask_mode": "first_frame_causal"},
+        action_dit_config={**sizes, "action_dim": MOVES, "hidden_dim": 12},
+        **{"torch_dtype": "float32", **settings},
+    )
+    torch.manual_seed(0)
+    with mock.patch.object(components, "WAN22_DIFFUSERS_MODEL_ID", wan):
+        return with_random_weights(FastWAMPolicy(config))
+
+
 def write_pusht_checkpoint(directory: Path) -> Path:
     """A policy for LeRobot's Push-T, with its processors, in ``directory/checkpoint``."""
     from lerobot.policies.factory import make_pre_post_processors

@@ -49,14 +49,17 @@ def record(policy: Any, obs: Any, noise_seed: int) -> Recording:
     Raises:
         ValueError: if a residual is not finite; names the denoising step and the block where that begins.
     """
-    steps: dict[str, list[Tensor]] = {}
+    found: dict[str, list[list[Tensor]]] = {}  # a policy may denoise the entries of a batch one after another
 
     def keep(block: Block, step: int, residual: Tensor) -> None:
-        steps.setdefault(block.key, []).append(residual.detach().clone())
+        steps = found.setdefault(block.key, [])
+        if step == len(steps):
+            steps.append([])
+        steps[step].append(residual.detach().clone())
 
     with torch.no_grad(), seeded_noise(policy, noise_seed), observe_residuals(policy, keep):
         result = sample(policy, obs)
-    residuals = {block: torch.stack(tensors).cpu() for block, tensors in steps.items()}
+    residuals = {block: torch.stack([torch.cat(parts) for parts in steps]).cpu() for block, steps in found.items()}
     # NaN spreads: the block to name is that of the earliest step and, of equal ones, the first in the forward.
     for block in sorted(residuals, key=lambda block: num_finite_steps(residuals[block])):
         check_residuals(residuals[block], block)

@@ -20,6 +20,7 @@ _ADAPTERS = {  # the class of a policy to its module in `bacinfer.lerobot.adapte
     "lerobot.policies.evo1.modeling_evo1.Evo1Policy": "evo1",
     "lerobot.policies.groot.modeling_groot.GrootPolicy": "groot",
     "lerobot.policies.vla_jepa.modeling_vla_jepa.VLAJEPAPolicy": "vla_jepa",
+    "lerobot.policies.fastwam.modeling_fastwam.FastWAMPolicy": "fastwam",
 }
 
 SUPPORTED_TYPES = tuple(name.split(".")[2] for name in _ADAPTERS)
