@@ -13,7 +13,7 @@ fi
 PYTHON="$VENV/bin/python"
 # lerobot chooses PyTorch's release, so that constraints.txt does not hold here; of what GR00T needs, dm-tree is enough
 "$PYTHON" -m pip install --quiet --disable-pip-version-check \
-    "lerobot[multi-task-dit,smolvla,pi,xvla,evo1,vla-jepa,dataset,evaluation,pusht]==0.6.1" "dm-tree<1" \
+    "lerobot[multi-task-dit,smolvla,pi,xvla,evo1,vla-jepa,fastwam,dataset,evaluation,pusht]==0.6.1" "dm-tree<1" \
     -e ".[sim,train,lerobot]" -e ./src/lerobot_policy_bacinfer pytest hypothesis
 
 [ $# -gt 0 ] || set -- -rs tests/lerobot_policies tests/datasets
