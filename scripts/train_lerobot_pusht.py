@@ -76,13 +76,14 @@ def write_text_encoder(path: Path) -> None:
     CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[]).save_pretrained(path)
 
 
-def make_policy(clip: Path) -> MultiTaskDiTPolicy:
+def make_policy(clip: Path, objective: str) -> MultiTaskDiTPolicy:
     config = MultiTaskDiTConfig(
         device="cpu",
         push_to_hub=False,
         input_features={OBS_STATE: PolicyFeature(FeatureType.STATE, (18,))},
         output_features={ACTION: PolicyFeature(FeatureType.ACTION, (2,))},
         normalization_mapping={"STATE": NormalizationMode.MEAN_STD, "ACTION": NormalizationMode.MIN_MAX},
+        objective=objective,
         n_obs_steps=OBSERVATIONS,
         horizon=HORIZON,
         n_action_steps=ACTIONS,
@@ -159,13 +160,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint")
     parser.add_argument("--state", type=Path, default=Path("outputs/train_lerobot_pusht.pt"), help="the run's state")
     parser.add_argument("--steps", type=int, default=34_000)
+    parser.add_argument(
+        "--objective",
+        choices=["diffusion", "flow_matching"],
+        default="diffusion",
+        help="what is learned: to denoise by DDPM's steps, or a flow, which Euler's method follows (default: %(default)s)",
+    )
     parser.add_argument("--compile", action="store_true", help="a minute at the start, faster steps after it")
     args = parser.parse_args()
     torch.manual_seed(0)
     frames, windows = read(args.data)
     if not (args.out / "clip").exists():
         write_text_encoder(args.out / "clip")
-    policy = make_policy(args.out / "clip")
+    policy = make_policy(args.out / "clip", args.objective)
     processors = make_processors(policy.config, frames)
     for processor in processors:
         processor.save_pretrained(args.out)

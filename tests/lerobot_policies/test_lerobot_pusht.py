@@ -95,7 +95,8 @@ def test_training_shows_what_the_environment_shows() -> None:
         np.testing.assert_allclose(script.corners(np.array([pose]))[0], env.get_obs()["environment_state"], atol=1e-3)
 
 
-def test_training_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("objective", ["diffusion", "flow_matching"])
+def test_training_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str) -> None:
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     np.savez(
@@ -106,7 +107,8 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytes
     )
 
     def train(steps: int) -> str:
-        command = [sys.executable, str(SCRIPT), "--data=demos.npz", "--out=policy", f"--steps={steps}"]
+        flags = ["--data=demos.npz", "--out=policy", f"--steps={steps}", f"--objective={objective}"]
+        command = [sys.executable, str(SCRIPT), *flags]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -119,3 +121,4 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytes
     before = weights()
     assert "2/3" in train(3)
     assert not torch.equal(weights(), before)
+    assert load_policy(Path("policy")).config.objective == objective
