@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,46 +21,55 @@ from lerobot.utils.constants import ACTION, OBS_ENV_STATE, OBS_STATE
 
 import bacinfer
 from bacinfer.lerobot.checkpoint import load_policy, load_processors
-from bacinfer.lerobot.environment import EnvironmentTask, load_subject
+from bacinfer.lerobot.environment import load_subject
 from bacinfer.lerobot.state_processor import AppendEnvironmentState
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "train_lerobot_pusht.py"
-CHECKPOINT = Path("assets/pusht_lerobot")  # it names its text encoder from the root of the repository
 ENV = "pusht,obs_type=environment_state_agent_pos"
 
-FIRST_ACTIONS = [
-    [101.803, 110.232],
-    [106.555, 97.584],
-    [119.360, 84.763],
-    [133.528, 82.229],
-    [147.616, 82.963],
-    [163.372, 84.504],
-    [176.761, 88.774],
-    [186.111, 94.092],
-]
+FIRST_ACTIONS = {
+    "assets/pusht_lerobot": [
+        [101.803, 110.232],
+        [106.555, 97.584],
+        [119.360, 84.763],
+        [133.528, 82.229],
+        [147.616, 82.963],
+        [163.372, 84.504],
+        [176.761, 88.774],
+        [186.111, 94.092],
+    ],
+    "assets/pusht_lerobot_flow": [
+        [128.673, 79.933],
+        [144.665, 79.087],
+        [158.512, 74.912],
+        [173.505, 80.521],
+        [187.202, 90.987],
+        [200.216, 100.648],
+        [213.915, 106.339],
+        [223.383, 111.445],
+    ],
+}
 """The chunk of episode 100000's first call with noise of seed 0, where the pusher shall be, pixels."""
 
 
-@pytest.fixture
-def shipped(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, EnvironmentTask]:
-    monkeypatch.chdir(ROOT)
-    return load_subject(CHECKPOINT, ENV, "cpu")
-
-
-def first_actions(policy: Any, task: EnvironmentTask) -> np.ndarray:
+@pytest.mark.parametrize("checkpoint", FIRST_ACTIONS)
+def test_the_shipped_policy_acts_as_it_did_when_it_was_measured(
+    checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # from where it names its text encoder
+    policy, task = load_subject(Path(checkpoint), ENV, "cpu")
     observation = next(task.observations(policy, 100_000))
-    torch.manual_seed(0)
-    actions = policy(observation)
-    return load_processors(CHECKPOINT, policy.act.policy)[1](actions[0]).numpy()
+    postprocessor = load_processors(Path(checkpoint), policy.act.policy)[1]
 
+    def first_actions() -> np.ndarray:
+        torch.manual_seed(0)
+        return postprocessor(policy(observation)[0]).numpy()
 
-def test_the_shipped_policy_acts_as_it_did_when_it_was_measured(shipped: tuple[Any, EnvironmentTask]) -> None:
-    policy, task = shipped
-    np.testing.assert_allclose(first_actions(policy, task), FIRST_ACTIONS, atol=0.01)
+    np.testing.assert_allclose(first_actions(), FIRST_ACTIONS[checkpoint], atol=0.01)
     bacinfer.apply(policy, bacinfer.SamplingPlan())
     assert bacinfer.summary(policy).engine == "fused"
-    np.testing.assert_allclose(first_actions(policy, task), FIRST_ACTIONS, atol=0.01)
+    np.testing.assert_allclose(first_actions(), FIRST_ACTIONS[checkpoint], atol=0.01)
 
 
 def test_the_environments_state_becomes_a_part_of_the_state() -> None:
