@@ -164,7 +164,7 @@ def main() -> None:
         "--objective",
         choices=["diffusion", "flow_matching"],
         default="diffusion",
-        help="what is learned: to denoise by DDPM's steps, or a flow, which Euler's method follows (default: %(default)s)",
+        help="what is learned: to denoise by DDPM's steps, or a flow for Euler's method (default: %(default)s)",
     )
     parser.add_argument("--compile", action="store_true", help="a minute at the start, faster steps after it")
     args = parser.parse_args()

@@ -6,12 +6,13 @@ through modules that stand for a layer's work on actions alone. Each entry of a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lerobot.policies.fastwam.configuration_fastwam import FastWAMConfig
 from lerobot.policies.fastwam.modeling_fastwam import FastWAMPolicy
-from lerobot.policies.fastwam.wan.modular import FastWAM, MoTLayer
+from lerobot.policies.fastwam.wan.modular import ActionDiT, FastWAM, MoTLayer
 from lerobot.policies.fastwam.wan.video_dit import modulate
 from torch import Tensor, nn
 
@@ -50,10 +51,10 @@ class ActionLayer(nn.Module):
 class ActionExpert(nn.Module):
     """The action expert: its layers, and what comes before and after them."""
 
-    def __init__(self, model: FastWAM) -> None:
+    def __init__(self, layers: Sequence[ActionLayer], around: ActionDiT) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(ActionLayer(layer) for layer in model.mot.layers)
-        self.around = model.action_expert  # whose own blocks lie in the layers of both experts
+        self.layers = nn.ModuleList(layers)
+        self.around = around  # whose own blocks lie in the layers of both experts
 
 
 class _DenoisingStep(Patch):
@@ -127,14 +128,14 @@ def handle(policy: FastWAMPolicy) -> PolicyHandle:
     model = policy.model
     for name in (name for layer in model.mot.layers for name in replaced_methods(layer)):
         raise ValueError(f"{name} of a layer of policy.model.mot was replaced by something else; undo that first")
-    expert, scheduler = ActionExpert(model), model.infer_action_scheduler
-    steps = [_DenoisingStep(layer, own) for layer, own in zip(model.mot.layers, expert.layers, strict=True)]
+    layers = [ActionLayer(layer) for layer in model.mot.layers]
+    steps = [_DenoisingStep(layer, own) for layer, own in zip(model.mot.layers, layers, strict=True)]
     return PolicyHandle(
-        expert,
+        ActionExpert(layers, model.action_expert),
         policy.config.num_inference_steps,
         (model, "infer_action"),
         "first block",
         FirstChunk(policy),
-        patches=(*steps, _NumSteps(scheduler, policy.config)),
+        patches=(*steps, _NumSteps(model.infer_action_scheduler, policy.config)),
         num_steps=(policy.config, "num_inference_steps"),
     )
