@@ -61,9 +61,9 @@ def test_what_is_tried_fits_the_policy(tmp_path: Path) -> None:
         return {method.spec for method in default_methods(bacinfer.lerobot.handle(policy), stateful=False)}
 
     diffusing = tried(tiny.multi_task_dit(tmp_path))
-    assert {"own:5", "ddim:3", "own:10+uniform:5"} <= diffusing
+    assert {"own:5", "ddim:5", "dpm:3", "own:10+uniform:5"} <= diffusing
     flowing = tried(tiny.multi_task_dit(tmp_path, objective="flow_matching", integration_method="rk4"))
-    assert flowing == {method for method in diffusing if not method.startswith("ddim")}, "K is 40, in 10 steps"
+    assert flowing == {method for method in diffusing if not method.startswith(("ddim", "dpm"))}, "K is 40, in 10 steps"
     assert {"own:5", "own:2"} <= tried(tiny.xvla(tmp_path))
 
 
@@ -71,7 +71,7 @@ def test_from_observations(tmp_path: Path) -> None:
     policy = tiny.multi_task_dit(tmp_path, num_inference_steps=12)
     seen = [tiny.observation(policy, batch=1, seed=seed) for seed in range(2)]
     found = bacinfer.calibrate(bacinfer.lerobot.handle(policy), None, tmp_path, observations=seen, latency_ms=10_000)
-    assert {"own:5", "ddim:3", "own:10+uniform:5"} <= found.distances.keys()
+    assert {"own:5", "dpm:3", "own:10+uniform:5"} <= found.distances.keys()
     bacinfer.lerobot.apply(policy, tmp_path / "plan.json")
 
 

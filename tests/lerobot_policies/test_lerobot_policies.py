@@ -269,7 +269,7 @@ def test_a_plan_is_found_for_fewer_steps(case: str, made: Callable[[str], Any]) 
 
 
 @pytest.mark.parametrize(
-    "sampler", [Sampler("ddim", 3), Sampler("ddim", (80, 40, 0), 0.5), Sampler("own", (90, 30, 0))]
+    "sampler", [Sampler("ddim", 3), Sampler("ddim", (80, 40, 0), 0.5), Sampler("dpm", 3), Sampler("own", (90, 30, 0))]
 )
 def test_other_samplers_of_a_diffusion_policy(made: Callable[[str], Any], sampler: Sampler) -> None:
     policy = made("multi_task_dit")

@@ -99,7 +99,12 @@ def test_plans_of_all_kinds_equal_the_eager_engine(made: Callable[[str], Any], d
     N = data.draw(st.integers(1, 12))
     samplers = [Sampler("own", N)]
     if policy.config.is_diffusion:
-        samplers += [Sampler("ddim", N), Sampler("ddim", N, 0.5), Sampler("own", tuple(range(9 * N - 9, -1, -9)))]
+        samplers += [
+            Sampler("ddim", N),
+            Sampler("ddim", N, 0.5),
+            Sampler("dpm", N, 0.5),
+            Sampler("own", tuple(range(9 * N - 9, -1, -9))),
+        ]
     calls = N * (4 if getattr(policy.config, "integration_method", "") == "rk4" else 1)
     updates = st.sets(st.integers(1, max(1, calls - 1)))
     steps = {
