@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from bacinfer.commands.options import add_debug_argument, run_command
 from bacinfer.policies import Checkpoint, load_policy, read_checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import create_policy
 from bacinfer.policies.device import check_device
@@ -188,7 +190,7 @@ def errors(seeing: Seeing, scenes: Scenes, scale: Tensor) -> Tensor:
     return (off / scale.to(off)).unflatten(1, (-1, 2)).norm(dim=-1)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the demonstrations, .npz or Diffusion Policy's .zarr")
     parser.add_argument(
@@ -199,20 +201,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=100_000, help="beside the demonstrations' own")
     parser.add_argument("--seconds", type=float, default=90.0, help="of teaching")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="entries of training/config to change")
-    args = parser.parse_args(argv)
+    add_debug_argument(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(run, build_parser(), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.scenes < HELD_OUT:
+        raise ValueError(f"--scenes {args.scenes}: expected at least {HELD_OUT}, of which one is tested")
+    if args.seconds <= 0:
+        raise ValueError(f"--seconds {args.seconds:g}: expected a time above 0")
     cfg = read_config([*SETTINGS, *args.overrides])
     device = check_device(cfg.training.device)
     torch.manual_seed(cfg.training.seed)
 
     state_policy = load_policy(args.state_policy)
     policy = make_policy(cfg, state_policy)
-    scenes = read_scenes(cfg, args.data, args.scenes, state_policy, device)
-    held_out = args.scenes // HELD_OUT
     seeing, step = Seeing(policy), 0
     if args.init_from:
         step = read_checkpoint(args.init_from).progress("global_step")
         policy.load_state_dict(read_initial_weights(args.init_from))
         seeing.resume(policy, state_policy.model.cond_obs_emb)
+    scenes = read_scenes(cfg, args.data, args.scenes, state_policy, device)
+    held_out = args.scenes // HELD_OUT
     seeing.to(device)
     if cfg.training.compile:
         seeing.encoder.compile()
@@ -227,7 +241,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     seeing.connect(policy, state_policy.model.cond_obs_emb)
     write_checkpoint(args.out, cfg, {"ema_model": policy.state_dict()}, {"global_step": step, "epoch": 0})
     export_checkpoint(args.out, args.out)  # small
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from bacinfer.commands.options import add_debug_argument, run_command
 from bacinfer.files import atomic_write
 from bacinfer.lerobot.state_processor import AppendEnvironmentState
 from bacinfer.training.averaged_weights import make_ema
@@ -154,7 +156,7 @@ class Training:
         policy.half().save_pretrained(out)
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the demonstrations, .npz or Diffusion Policy's .zarr")
     parser.add_argument("--out", type=Path, required=True, help="directory of the checkpoint")
@@ -167,7 +169,15 @@ def main() -> None:
         help="what is learned: to denoise by DDPM's steps, or a flow for Euler's method (default: %(default)s)",
     )
     parser.add_argument("--compile", action="store_true", help="a minute at the start, faster steps after it")
-    args = parser.parse_args()
+    add_debug_argument(parser)
+    return parser
+
+
+def main() -> int:
+    return run_command(run, build_parser(), None)
+
+
+def run(args: argparse.Namespace) -> int:
     torch.manual_seed(0)
     frames, windows = read(args.data)
     if not (args.out / "clip").exists():
@@ -195,7 +205,8 @@ def main() -> None:
             if time.monotonic() - saved > SAVE_EVERY_S or training.step == args.steps:
                 training.save(args.out)
                 saved = time.monotonic()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -126,7 +126,7 @@ def test_what_is_taught_can_be_trained(script: ModuleType, states: np.ndarray, t
     data, out = tmp_path / "demos.npz", tmp_path / "seeing.ckpt"
     np.savez(data, state=states[:12], action=states[:12, :2], episode_ends=np.array([12]))
     settings = [*TINY, f"training.frames_dir={tmp_path / 'frames'}"]
-    script.main(["--data", str(data), "--out", str(out), "--scenes", "50", "--seconds", "1", *settings])
+    assert script.main(["--data", str(data), "--out", str(out), "--scenes", "50", "--seconds", "1", *settings]) == 0
     assert "keypoints of 1 other scenes" in capsys.readouterr().out
     assert len(list((tmp_path / "frames").glob("*.npy"))) == 2
     before = load_policy(out)
@@ -135,7 +135,7 @@ def test_what_is_taught_can_be_trained(script: ModuleType, states: np.ndarray, t
 
     on = tmp_path / "seeing_on.ckpt"
     options = ["--init_from", str(out), "--scenes", "50", "--seconds", "0.01", *settings]  # one step, hardly
-    script.main(["--data", str(data), "--out", str(on), *options])
+    assert script.main(["--data", str(data), "--out", str(on), *options]) == 0
     for name, value in load_policy(on).state_dict().items():
         torch.testing.assert_close(value, before.state_dict()[name], rtol=1e-2, atol=1e-2)
 
@@ -145,3 +145,26 @@ def test_what_is_taught_can_be_trained(script: ModuleType, states: np.ndarray, t
     after = load_policy(run / "checkpoints" / "latest.ckpt").state_dict()
     for name, value in before.state_dict().items():
         torch.testing.assert_close(after[name], value, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--state_policy", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+        (["--init_from", "nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
+        ([], "no demonstrations at nowhere.npz"),
+        (["--scenes", "49"], "--scenes 49: expected at least 50"),
+        (["--seconds", "0"], "--seconds 0: expected a time above 0"),
+        (["training.devise=cpu"], "training.devise"),
+    ],
+)
+def test_a_mistake_is_a_sentence(
+    script: ModuleType, tmp_path: Path, capsys: Any, options: list[str], error: str
+) -> None:
+    arguments = ["--data", "nowhere.npz", "--out", str(tmp_path / "seeing.ckpt"), "--state_policy", str(STATE_POLICY)]
+    assert script.main([*arguments, *options]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert error in message
+    assert message.count("\n") == 1
+    assert not list(tmp_path.iterdir())
