@@ -14,18 +14,20 @@ pytest.importorskip(
     reason="needs the diffusion_policy package with what it imports, robomimic 0.2 above all",
 )
 
+import dill
 import torch
 from diffusion_policy.common.normalize_util import get_image_range_normalizer
 from diffusion_policy.workspace.train_diffusion_transformer_hybrid_workspace import (
     TrainDiffusionTransformerHybridWorkspace,
 )
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from bacinfer import FastDiffusionPolicy
 from bacinfer.policies import diffusion_policy, load_policy
 from bacinfer.policies.checkpoint import write_checkpoint
 from bacinfer.policies.reference import DiffusionTransformerHybridImagePolicy, LinearNormalizer
+from bacinfer.tasks import make_simulated_task
 from tiny_image_policies import (
     VARIANTS,
     act,
@@ -35,6 +37,8 @@ from tiny_image_policies import (
     randomise_all,
     tiny_image_config,
 )
+
+SHIPPED = Path(__file__).parents[2] / "assets" / "pusht_image" / "pusht_image_transformer.ckpt"
 
 
 def real_policy(variant: str) -> Any:
@@ -142,17 +146,40 @@ def test_a_checkpoint_of_the_workspace_loads(tmp_path: Path, monkeypatch: pytest
     loaded = load_policy(path)
     assert type(loaded) is type(workspace.ema_model)
     assert_equal(act(loaded, obs), expected)
-    find = diffusion_policy.find
-
-    def only_diffusers(target: str) -> Any:
-        if target.startswith("diffusion_policy."):
-            raise ImportError(target)
-        return find(target)
-
-    monkeypatch.setattr(diffusion_policy, "find", only_diffusers)
+    monkeypatch.setattr(diffusion_policy, "find", _only_diffusers)
     reference = load_policy(path)
     assert isinstance(reference, DiffusionTransformerHybridImagePolicy)
     assert_equal(act(reference, obs), expected)
+
+
+def _only_diffusers(target: str) -> Any:
+    if target.startswith("diffusion_policy."):
+        raise ImportError(target)
+    return _find(target)
+
+
+_find = diffusion_policy.find
+
+
+def test_the_shipped_policy_acts_as_its_file_does_in_the_real_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = torch.load(SHIPPED, pickle_module=dill, weights_only=False)
+    workspace = get_class(payload["cfg"]._target_)(payload["cfg"])  # as the package's own eval.py
+    workspace.load_payload(payload)
+    real = workspace.ema_model.eval()
+    assert type(real).__module__.startswith("diffusion_policy.")
+    monkeypatch.setattr(diffusion_policy, "find", _only_diffusers)
+    reference = load_policy(SHIPPED)
+    assert isinstance(reference, DiffusionTransformerHybridImagePolicy)
+    assert_equal(reference.state_dict(), real.state_dict())
+
+    seen = list(make_simulated_task(payload["cfg"]).observations(reference, 100_000, count=3))
+    obs = {name: torch.cat([step[name] for step in seen]) for name in seen[0]}
+    frames = {name: values.flatten(0, 1) for name, values in obs.items()}
+    with torch.no_grad():
+        features = [policy.obs_encoder(policy.normalizer.normalize(frames)) for policy in (reference, real)]
+    assert torch.equal(*features)
+    assert features[0].std(dim=0).max() > 0.1  # what is seen differs, and so does what is done
+    assert_equal(act(reference, obs), act(real, obs))
 
 
 def test_a_checkpoint_of_ours_loads_in_the_workspace(tmp_path: Path) -> None:
