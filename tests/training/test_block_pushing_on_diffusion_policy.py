@@ -15,6 +15,7 @@ pytest.importorskip("diffusion_policy.env_runner.blockpush_lowdim_runner", reaso
 import diffusion_policy
 
 from bacinfer.commands import eval as evaluate
+from bacinfer.commands import train
 from bacinfer.files import read_arrays
 from bacinfer.policies import Checkpoint, write_checkpoint
 from bacinfer.policies.checkpoint import create_policy
@@ -79,3 +80,15 @@ def test_demonstrations_of_the_expert(tmp_path: Path, monkeypatch: pytest.Monkey
     blocks, squares = demonstrations.obs[last - 1, [0, 1, 3, 4]], demonstrations.obs[last - 1, [10, 11, 13, 14]]
     distances = torch.cdist(blocks.reshape(2, 2), squares.reshape(2, 2))
     assert distances.min(dim=1).values.max() < 0.1  # solved within 0.05, a few steps later
+
+
+def test_one_command_records_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_pushing_demonstrations, "IMAGINED", 100)
+    monkeypatch.chdir(tmp_path)
+    settings = [*TINY, "task.dataset.num_demonstrations=1", "task.env_runner.max_steps=4"]
+    assert train.main(["-o", "run", "task=block_pushing_expert", *settings, "training.num_epochs=1"]) == 0
+    assert read_arrays(Path("data/block_pushing/expert.npz"))[1]["count"] == 1
+    assert train.main(["-o", "run", "--export", "small.ckpt"]) == 0
+    assert (
+        evaluate.main(["-c", "small.ckpt", "-o", "out", "--n_test", "1", "--latency_calls", "1", "--skip_video"]) == 0
+    )

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -407,6 +408,24 @@ def test_block_pushing_from_demonstrations_of_the_expert(tmp_path: Path, capsys:
     torch.testing.assert_close(
         load_demonstrations(cfg, tmp_path / "demos.npz").fields["obs"], torch.from_numpy(arrays["obs"]).float()
     )
+
+
+def test_recording_block_pushing_needs_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "diffusion_policy", None)
+    monkeypatch.chdir(tmp_path)
+    assert main(["-o", "run", "task=block_pushing_expert"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: demonstrations of block pushing need its environment")
+    assert "Install the package diffusion_policy" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shipped_policy_of_block_pushing_has_the_command_s_settings() -> None:
+    shipped = read_checkpoint(Path(__file__).parents[2] / "assets/block_pushing/block_pushing_transformer.ckpt").cfg
+    assert read_config(["task=block_pushing_expert"]) == shipped
 
 
 def test_entries_that_follow_from_others() -> None:

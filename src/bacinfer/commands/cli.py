@@ -43,7 +43,7 @@ SUBCOMMANDS = {
     "sweep": Subcommand("bacinfer.commands.sweep", "evaluate all combinations of settings, also on a cluster"),
     "collect-data": Subcommand("bacinfer.commands.collect_data", "write rollouts as a LeRobot data set"),
     "lerobot": Subcommand("bacinfer.commands.lerobot", "write checkpoints that LeRobot's own commands run by a plan"),
-    "train": Subcommand("bacinfer.commands.train", "train the Push-T policy on its demonstrations"),
+    "train": Subcommand("bacinfer.commands.train", "train a policy of Push-T or block pushing on demonstrations"),
     "demo": Subcommand("bacinfer.commands.demo", "the quick start: analyse, schedule, roll out, compare"),
 }
 
