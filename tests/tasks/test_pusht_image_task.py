@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from bacinfer.tasks import PushTImageTask
-from bacinfer.tasks.pusht import initial_state
-from bacinfer.tasks.video import read_video
+from bacinfer.tasks.episodes import State
+from bacinfer.tasks.pusht import PushTImageSimulator, initial_state
+from bacinfer.tasks.video import Frame, read_video
 from tiny_image_policies import image_policy
 
 SEED = 100_003
@@ -40,6 +42,26 @@ def test_an_observation_is_the_environment_s_own_of_pixels() -> None:
             np.testing.assert_array_equal(position, np.float32(expected["agent_pos"]))
     block = [np.all(obs["pixels"] < 200, axis=-1) for obs in (first, history[-1])]
     assert np.sum(block[0] != block[1]) > 100  # it was pushed
+
+
+@pytest.mark.parametrize(("recorded", "drawn"), [(False, 2), (True, 8)])
+def test_only_what_is_seen_is_drawn(monkeypatch: pytest.MonkeyPatch, recorded: bool, drawn: int) -> None:
+    states: list[State] = []
+    recordings = [lambda seed: nullcontext(states.append)] if recorded else []
+    episode = PushTImageTask().episode(SEED, recordings)
+    pictures: list[int] = []
+    camera = PushTImageSimulator.camera
+
+    def counted(self: PushTImageSimulator, size: int) -> Frame:
+        pictures.append(size)
+        return camera(self, size)
+
+    monkeypatch.setattr(PushTImageSimulator, "camera", counted)
+    episode.execute(TOWARDS_THE_BLOCK)
+    assert len(pictures) == drawn
+    assert len(states) == (9 if recorded else 0)
+    if recorded:
+        np.testing.assert_array_equal(states[-1].observation["image"], episode.observation["image"][-1])
 
 
 class Watched:

@@ -17,8 +17,8 @@ from bacinfer.training.weights import export_checkpoint
 _DATA_HELP = {
     "train_pusht": "demonstrations: an .npz file, or a folder published at "
     "https://diffusion-policy.cs.columbia.edu/data/training/, pusht_cchi_v7_replay.zarr or, for task=block_pushing, "
-    "multimodal_push_seed.zarr; task=block_pushing_expert records its own if they are not there (default: in data/pusht "
-    "or data/block_pushing)",
+    "multimodal_push_seed.zarr; task=block_pushing_expert records its own if they are not there (default: in "
+    "data/pusht or data/block_pushing)",
     "train_arm": "demonstrations: an .npz file; recorded if it is not there (default: data/metaworld/TASK.npz)",
 }
 

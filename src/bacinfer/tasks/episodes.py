@@ -99,18 +99,23 @@ class Episode:
         with self._recorded():
             if not np.isfinite(actions).all():
                 raise RuntimeError(f"seed {self.seed}: the policy's action is not finite at step {len(self.rewards)}")
-            for action in actions:
+            unseen = 0 if self._recorders else len(actions) - len(self._history)
+            for index, action in enumerate(actions):
                 reward, solved = self._simulator.step(action)
-                self._history = [*self._history[1:], self._simulator.observation]
                 self.rewards.append(reward)
                 self.done = solved or len(self.rewards) >= self.max_steps
+                if index >= unseen or self.done:  # drawing a picture takes four times as long as a step of Push-T
+                    self._history = [*self._history[1:], self._simulator.observation]
                 self._record(action, solved)
                 if self.done:
                     return
 
     @property
     def observation(self) -> dict[str, NDArray[np.float32]]:
-        """The last observations, each entry [n_obs_steps, ...]; the first one stands in for those before it."""
+        """The last observations, each entry [n_obs_steps, ...]; the first one stands in for those before it.
+
+        Where an action chunk ends the episode early, what comes before the last one may be older.
+        """
         return {
             name: np.stack([moment[name] for moment in self._history]).astype(np.float32) for name in self._history[0]
         }
