@@ -14,6 +14,7 @@ from torch import Tensor
 import bacinfer
 from bacinfer import CacheSchedule, Sampler, SamplingPlan
 from bacinfer.core.blocks import find_blocks
+from bacinfer.core.engines.planned_scheduler import PlannedScheduler
 from core.defined_steps import DefinedSteps
 from core.fused.fused_helpers import act, assert_agree, make_policy, make_scheduler
 from helpers import TinyPolicy
@@ -226,8 +227,25 @@ def test_a_scheduler_of_ones_own_takes_no_timesteps_by_formula() -> None:
     assert torch.equal(act(planned(policy, Sampler("own", 3), "auto")), act(by_hand))
 
 
-def test_copies_and_losses_of_a_policy_with_a_sampler() -> None:
-    policy = planned(make_policy(), Sampler("ddim", 4, 0.5), "fused")
+def test_steps_that_need_the_one_before_are_taken_in_turn() -> None:
+    scheduler = PlannedScheduler(make_scheduler(num_train_timesteps=T), Sampler("dpm", (8, 5, 2, 0)))
+    x = torch.randn(2, 4, 3)
+    for timestep in (8, 5, 2, 0):
+        scheduler.step(x, timestep, x)
+    for out_of_turn in ((5,), (8, 2), (8, 5, 5)):
+        *before, last = out_of_turn
+        scheduler.set_timesteps(4)
+        for timestep in before:
+            scheduler.step(x, timestep, x)
+        with pytest.raises(RuntimeError, match=f"takes its steps in their order, from the first; got {last}"):
+            scheduler.step(x, last, x)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("sampler", [Sampler("ddim", 4, 0.5), Sampler("dpm", 4, 0.5)], ids=lambda s: s.spec)
+def test_copies_and_losses_of_a_policy_with_a_sampler(sampler: Sampler, engine: str) -> None:
+    policy = planned(make_policy(), sampler, engine)
+    policy.predict_action(observations())  # whose graph nothing keeps
     expected = act(policy)
     for duplicate in (copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))):
         assert torch.equal(act(duplicate(policy)), expected)

@@ -45,7 +45,7 @@ class PlannedScheduler:
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """As of diffusers: a loop goes over `timesteps` afterwards."""
         self._planned = self.planned(num_inference_steps)
-        self._last: tuple[int, Tensor] | None = None  # the step that was taken last, and its x0
+        self._last: tuple[int, Tensor] | None = None  # a step and its x0, where the next step needs that
         self.timesteps = torch.tensor(self._planned.timesteps, device=device)
         self.num_inference_steps = num_inference_steps
 
@@ -65,8 +65,8 @@ class PlannedScheduler:
         """
         if any(arguments.values()):
             raise RuntimeError(f"the plan's sampler {self.sampler.spec} does not take {arguments}; remove the plan")
-        number = self._planned.timesteps.index(int(timestep))
-        step, previous = self._planned.steps[number], None
+        steps, number = self._planned.steps, self._planned.timesteps.index(int(timestep))
+        step, previous = steps[number], None
         if step.f:
             if self._last is None or self._last[0] != number - 1:
                 raise RuntimeError(
@@ -78,7 +78,8 @@ class PlannedScheduler:
         else:
             noise = torch.zeros_like(sample)
         following, x0 = self._planned.next_sample(step, sample, model_output, noise, previous)
-        self._last = number, x0
+        is_needed = any(later.f for later in steps[number + 1 : number + 2])
+        self._last = (number, x0) if is_needed else None
         return SimpleNamespace(prev_sample=following)
 
 
