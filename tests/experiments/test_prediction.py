@@ -31,7 +31,7 @@ def test_the_plan_whose_actions_are_most_like_the_plain_policys(tmp_path: Path) 
 
 def test_default_plans(tmp_path: Path) -> None:
     found = bacinfer.calibrate(make_policy(), None, tmp_path, observations=[observations(1)], latency_ms=10_000)
-    assert {"own:5", "ddim:3", "own:10+uniform:5"} <= found.distances.keys()
+    assert {"own:5", "dpm:3", "own:10+uniform:5"} <= found.distances.keys()
 
 
 def test_what_is_not_enough(tmp_path: Path) -> None:
