@@ -163,6 +163,15 @@ def test_a_schedule_by_derivatives_is_found_once(
     assert taken == [1]
     assert read_json(assets.found_dir / path) == stored
 
+    others = stored["schedule"] | {"update_steps": {"other.layers.0_sa_block": [0]}}
+    write_json(assets.found_dir / path, stored | {"schedule": others})
+    assert schedule(pusht_policy, spec, assets) == found
+    assert taken == [1, 1]
+    for damaged in ([], {"digest": stored["digest"]}, stored | {"schedule": {"version": 99}}):
+        write_json(assets.found_dir / path, damaged)
+        with pytest.raises(ValueError, match=rf"{path}: expected a schedule and its digest, found"):
+            schedule(pusht_policy, spec, assets)
+
 
 def test_a_budget_above_the_number_of_steps(pusht_policy: Any, assets: ScheduleAssets) -> None:
     with pytest.raises(ValueError, match=r"budget must be a number in 1\.\.5 .*got 6\.0"):

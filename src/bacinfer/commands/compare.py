@@ -30,7 +30,8 @@ from bacinfer.report.video import film
 
 DEFAULT_METHODS = (
     "plain,lossless,own:20+lossless,own:10+lossless,own:5+lossless,own:3+lossless,own:2+lossless,ddim:10+lossless,"
-    "ddim:5+lossless,ddim:3+lossless,dpm:10+lossless,dpm:6+lossless,dpm:4+lossless,uniform:10,unified:10,bac:10:5,bac:20:5,own:20+bac:7:5"
+    "ddim:5+lossless,ddim:3+lossless,dpm:10+lossless,dpm:6+lossless,dpm:4+lossless,"
+    "uniform:10,unified:10,bac:10:5,bac:20:5,own:20+bac:7:5"
 )
 
 

@@ -30,7 +30,7 @@ from bacinfer.core.blocks import find_blocks
 from bacinfer.core.optimal_steps import read_optimal_schedule, stored_selection
 from bacinfer.core.schedule import CacheSchedule
 from bacinfer.experiments.method import Method
-from bacinfer.files import read_json, write_json
+from bacinfer.files import describe, read_json, write_json
 from bacinfer.tasks import Task
 
 ANALYSIS_DEMOS = range(8)
@@ -141,11 +141,18 @@ def _sensitive(assets: ScheduleAssets, task: Task, policy: Any, method: Method) 
     """A schedule by sensitivity, from a file or, where that has it not, into it; other processes wait meanwhile."""
     assert method.budget is not None
     path, digest = assets.found(method).sensitive_schedule(method.budget), assets.digest(method)
+    keys = {block.key for block in find_blocks(policy.model)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        stored = read_json(path) if path.is_file() else {}
-        if stored.get("digest") == digest:
-            return CacheSchedule.from_data(stored["schedule"])
+        if path.is_file():
+            stored = read_json(path)
+            try:
+                schedule = CacheSchedule.from_data(stored["schedule"])
+                is_of_this = stored["digest"] == digest and schedule.update_steps.keys() == keys
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{path}: expected a schedule and its digest, found {describe(stored)}") from error
+            if is_of_this:
+                return schedule
         schedule = find_sensitive_schedule(policy, analysis_observations(policy, task), method.budget)
         write_json(path, {"digest": digest, "schedule": schedule.to_data()})
         return schedule

@@ -17,7 +17,6 @@ refused rather than mistaken.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -61,9 +60,9 @@ class DenoisingStep:
     c: float
     d: float
     e: float
-    f: float
     sigma: float
     draws_noise: bool
+    f: float = 0.0
     keeps: tuple[Keep, ...] = ()
     adds: int | None = None
 
@@ -147,7 +146,9 @@ def plan_steps(scheduler: Any, sampler: Sampler) -> DenoisingSteps:
         read_steps(spaced, min(num_levels, _NUM_COMPARED))  # its own steps are those of the formulas
         steps = [_ddpm_step(config, alphas, t, following) for t, following in pairs]
     elif sampler.kind == "dpm":
-        steps = _dpm_steps(config, alphas, timesteps, sampler.eta)
+        levels = alphas.double()
+        befores = [None, *timesteps[:-1]]
+        steps = [_dpm_step(config, levels, b, t, n, sampler.eta) for b, (t, n) in zip(befores, pairs, strict=True)]
     else:
         final = getattr(scheduler, "final_alpha_cumprod", torch.ones(())).cpu()
         steps = [_ddim_step(config, alphas, final, t, following, sampler.eta) for t, following in pairs]
@@ -181,9 +182,7 @@ def runge_kutta_steps(times: Tensor) -> DenoisingSteps:
 
 def _linear_step(t: float, d: float, e: float, keeps: tuple[Keep, ...] = (), adds: int | None = None) -> DenoisingStep:
     """``x' = d x + e y``, and what was kept."""
-    return DenoisingStep(
-        t, a=0.0, b=0.0, s=1.0, c=0.0, d=d, e=e, f=0.0, sigma=0.0, draws_noise=False, keeps=keeps, adds=adds
-    )
+    return DenoisingStep(t, a=0.0, b=0.0, s=1.0, c=0.0, d=d, e=e, sigma=0.0, draws_noise=False, keeps=keeps, adds=adds)
 
 
 def _clip(config: Any) -> float | None:
@@ -217,7 +216,7 @@ def _ddpm_step(config: Any, alphas: Tensor, t: int, previous: int) -> DenoisingS
     alpha_previous = alphas[previous] if previous >= 0 else torch.ones_like(alpha)
     ratio = alpha / alpha_previous
     a, b, s = _predicted_x0(config["prediction_type"], alpha)
-    variance = (1 - alpha_previous) / (1 - alpha) * (1 - ratio)
+    variance = _posterior_variance(alpha, alpha_previous)
     return DenoisingStep(
         timestep=t,
         a=a,
@@ -226,7 +225,6 @@ def _ddpm_step(config: Any, alphas: Tensor, t: int, previous: int) -> DenoisingS
         c=float(alpha_previous**0.5 * (1 - ratio) / (1 - alpha)),
         d=float(ratio**0.5 * (1 - alpha_previous) / (1 - alpha)),
         e=0.0,
-        f=0.0,
         sigma=float(variance.clamp(min=1e-20) ** 0.5) if t > 0 else 0.0,  # the floor is diffusers'
         draws_noise=t > 0,
     )
@@ -245,7 +243,7 @@ def _ddim_step(
         "sample": (1 / noise, -signal / noise),
         "v_prediction": (noise, signal),
     }[config["prediction_type"]]
-    variance = eta**2 * (1 - alpha_previous) / (1 - alpha) * (1 - alpha / alpha_previous)
+    variance = eta**2 * _posterior_variance(alpha, alpha_previous)
     direction = float((1 - alpha_previous - variance) ** 0.5)
     return DenoisingStep(
         timestep=t,
@@ -255,43 +253,45 @@ def _ddim_step(
         c=float(alpha_previous**0.5),
         d=direction * of_sample,
         e=direction * of_output,
-        f=0.0,
         sigma=float(variance**0.5),
         draws_noise=eta > 0,
     )
 
 
-def _dpm_steps(config: Any, alphas: Tensor, timesteps: tuple[int, ...], eta: float) -> list[DenoisingStep]:
-    """DPM-Solver++(2M): DDIM of the x0 that the last two steps' lie on a line with, in the logarithm of the
-    signal-to-noise ratio; with eta 1 SDE-DPM-Solver++(2M). The first and the last step are DDIM's."""
-    alphas = alphas.double()
-    steps: list[DenoisingStep] = []
-    last_growth = math.inf  # of that logarithm, in the step before
-    for t, following in zip(timesteps, [*timesteps[1:], -1], strict=True):
-        alpha = alphas[t]
-        alpha_next = alphas[following] if following >= 0 else torch.ones_like(alpha)
-        variance = eta**2 * (1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)
-        of_sample = ((1 - alpha_next - variance) / (1 - alpha)) ** 0.5
-        of_x0 = float(alpha_next**0.5 - of_sample * alpha**0.5)
-        growth = float(torch.logit(alpha_next) - torch.logit(alpha)) / 2
-        on_line = 0.0 if following < 0 else growth / last_growth / 2
-        a, b, s = _predicted_x0(config["prediction_type"], alpha)
-        steps.append(
-            DenoisingStep(
-                timestep=t,
-                a=a,
-                b=b,
-                s=s,
-                c=of_x0 * (1 + on_line),
-                d=float(of_sample),
-                e=0.0,
-                f=-of_x0 * on_line,
-                sigma=float(variance**0.5),
-                draws_noise=eta > 0 and following >= 0,
-            )
-        )
-        last_growth = growth
-    return steps
+def _dpm_step(config: Any, alphas: Tensor, before: int | None, t: int, following: int, eta: float) -> DenoisingStep:
+    """DPM-Solver++(2M): a step of first order, from the x0 that is on a line with those of this step and the one
+    before in the logarithm of the signal-to-noise ratio; with eta 1 SDE-DPM-Solver++(2M).
+
+    Args:
+        before: The timestep of the step before; None: this is the first one. The first and the last have no such line.
+    """
+    alpha = alphas[t]
+    alpha_next = alphas[following] if following >= 0 else torch.ones_like(alpha)
+    variance = eta**2 * _posterior_variance(alpha, alpha_next)
+    of_sample = ((1 - alpha_next - variance) / (1 - alpha)) ** 0.5
+    of_x0 = float(alpha_next**0.5 - of_sample * alpha**0.5)
+    extrapolation = 0.0
+    if before is not None and following >= 0:
+        last, now, after = torch.logit(alphas[[before, t, following]])
+        extrapolation = float((after - now) / (now - last)) / 2
+    a, b, s = _predicted_x0(config["prediction_type"], alpha)
+    return DenoisingStep(
+        timestep=t,
+        a=a,
+        b=b,
+        s=s,
+        c=of_x0 * (1 + extrapolation),
+        d=float(of_sample),
+        e=0.0,
+        sigma=float(variance**0.5),
+        draws_noise=eta > 0 and following >= 0,
+        f=-of_x0 * extrapolation,
+    )
+
+
+def _posterior_variance(alpha: Tensor, alpha_next: Tensor) -> Tensor:
+    """Of a sample, given the one before its step and x0 (Ho et al., 2020, eq. 7)."""
+    return (1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)
 
 
 def _compare_with(scheduler: Any, found: DenoisingSteps) -> None:
