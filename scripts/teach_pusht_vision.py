@@ -5,7 +5,7 @@
 From actions alone an encoder learns slowly what is in a picture. Here it is told: a linear map of its features has to
 give what the policy of states observes, in pictures of the demonstrations and of other scenes. That map then stands
 before the weights with which the policy of states took its observations. KEY=VALUE changes entries of
-training/config/train_pusht.yaml, as for train_pusht.py.
+training/config/train.yaml, as for `bacinfer train`.
 """
 
 from __future__ import annotations

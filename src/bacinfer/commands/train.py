@@ -1,4 +1,4 @@
-"""Training a policy on demonstrations: ``bacinfer train``, ``scripts/train_pusht.py``, ``scripts/train_arm.py``."""
+"""``bacinfer train``: a policy from demonstrations."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from bacinfer.training.demonstrations import load_demonstrations
 from bacinfer.training.trainer import Trainer
 from bacinfer.training.weights import export_checkpoint
 
-_DATA_HELP = {
-    "train_pusht": "demonstrations: an .npz file, or a folder published at "
-    "https://diffusion-policy.cs.columbia.edu/data/training/, pusht_cchi_v7_replay.zarr or, for task=block_pushing, "
-    "multimodal_push_seed.zarr; task=block_pushing_expert records its own if they are not there (default: in "
-    "data/pusht or data/block_pushing)",
-    "train_arm": "demonstrations: an .npz file; recorded if it is not there (default: data/metaworld/TASK.npz)",
-}
+_DATA_HELP = (
+    "demonstrations: an .npz file, or a folder published at https://diffusion-policy.cs.columbia.edu/data/training/, "
+    "pusht_cchi_v7_replay.zarr or, for task=block_pushing, multimodal_push_seed.zarr; block_pushing_expert and the "
+    "robot arm's tasks record their own if they are not there (default: task.dataset's)"
+)
 
 
-def build_parser(config: str) -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train a transformer diffusion policy on demonstrations. Running the same command again continues "
         "an interrupted run.",
@@ -31,7 +29,7 @@ def build_parser(config: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "-o", "--output_dir", required=True, type=path_argument, help="folder of the run: checkpoints, log"
     )
-    parser.add_argument("--data", type=path_argument, help=_DATA_HELP[config])
+    parser.add_argument("--data", type=path_argument, help=_DATA_HELP)
     parser.add_argument(
         "--init_from", type=path_argument, metavar="FILE", help="start from the weights of a .ckpt or .safetensors file"
     )
@@ -43,23 +41,23 @@ def build_parser(config: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help=f"entries of training/config/{config}.yaml to change"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="changes of training/config/train.yaml, such as task=assembly"
     )
     add_debug_argument(parser)
     return parser
 
 
-def main(argv: Sequence[str] | None = None, config: str = "train_pusht") -> int:
-    return run_command(lambda args: _run(args, config), build_parser(config), argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(_run, build_parser(), argv)
 
 
-def _run(args: argparse.Namespace, config: str) -> int:
+def _run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.export is not None:
         export_checkpoint(args.output_dir / "checkpoints" / "latest.ckpt", args.export)
         return 0
-    cfg = read_config(args.overrides, config)
+    cfg = read_config(args.overrides)
     trainer = Trainer(cfg, load_demonstrations(cfg, args.data), args.output_dir, args.init_from)
     if trainer.global_step:
         print(f"continuing from {trainer.latest_path}, step {trainer.global_step}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The configuration of a training run: one of the files in ``config/``, and what a user changes of it."""
+"""The configuration of a training run: ``config/train.yaml``, and what a user changes of it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 CONFIG_DIR = Path(__file__).parent / "config"
 
 
-def read_config(overrides: Sequence[str] = (), name: str = "train_pusht") -> DictConfig:
-    """The configuration ``config/{name}.yaml`` with ``overrides`` (``key=value``), dependent entries filled in.
+def read_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration ``config/train.yaml`` with ``overrides`` (``key=value``), dependent entries filled in.
 
     Raises:
-        ValueError: an override does not name an entry, or is none; the task is not chosen.
+        ValueError: an override does not name an entry, or is none.
     """
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base=None):
-            cfg = compose(name, overrides=list(overrides))
+            cfg = compose("train", overrides=list(overrides))
     except HydraException as error:
         raise ValueError(str(error).replace("\n", " ")) from error
     dependent = {

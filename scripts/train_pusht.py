@@ -1,8 +1,0 @@
-"""Trains the Push-T policy that bacinfer ships; see ``--help``."""
-
-import sys
-
-from bacinfer.commands.train import main
-
-if __name__ == "__main__":
-    sys.exit(main())
