@@ -92,17 +92,20 @@ inline Vec exponential(Vec x) {
     return (Vec)((IntVec)p + ((IntVec)shifted << 23));
 }
 
-// x Phi(x), with the error function to within 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+// x Phi(x) to within 6e-7, as PyTorch's is: Phi(x) - 1/2 is x times a polynomial in 2 (x / 5.4)^2 - 1, fitted for the
+// least largest error of the result (Lawson's iterations), and beyond 5.4 as good as 1/2. A third of the operations of an
+// exponential and a division.
 inline Vec gelu(Vec x) {
-    const Vec z = (x > -x ? x : -x) * 0.70710678f;
-    const Vec t = 1.0f / (1.0f + 0.3275911f * z);
-    Vec p = splat(1.061405429f);
-    p = p * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    const Vec tail = 0.5f * p * t * exponential(-z * z);  // 1 - Phi(|x|)
-    return x * (x > 0.0f ? 1.0f - tail : tail);
+    constexpr float COEFFICIENTS[] = {
+        3.18737992e-04f, -9.66155378e-04f, 1.09223556e-03f, -1.36277184e-03f, 3.41361389e-03f,
+        -6.52528089e-03f, 9.78511479e-03f, -1.40602989e-02f, 1.96088105e-02f, -2.57227905e-02f,
+        3.21210884e-02f, -3.92092392e-02f, 4.84993942e-02f, -6.53279871e-02f, 1.30928114e-01f};
+    Vec z = at_least(-5.4f, x);
+    z = z > 5.4f ? splat(5.4f) : z;
+    const Vec u = z * z * 0.0685871056f - 1.0f;
+    Vec p{};
+    for (float coefficient : COEFFICIENTS) p = p * u + coefficient;
+    return x * (z * p + 0.5f);
 }
 
 // x Phi(x) by the hyperbolic tangent (Hendrycks and Gimpel, 2016), as x times the logistic function.
