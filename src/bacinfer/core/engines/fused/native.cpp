@@ -2,8 +2,8 @@
 // operation. native.py compiles this file, packs the weights and writes the list; the structs below and in the
 // headers are its own.
 //
-// Everything is single precision, row-major, but for the operands of products in bfloat16 (halves.h). Shapes: B batch, N tokens of the stack, M = B N rows, T horizon,
-// A trajectory width, D width, F feed-forward width, H heads, J condition tokens.
+// Everything is single precision, row-major, but for the operands of products in bfloat16 (halves.h) or bytes (bytes.h).
+// Shapes: B batch, N tokens of the stack, M = B N rows, T horizon, A trajectory width, D width, F feed-forward width, H heads, J condition tokens.
 //
 // Threads work in teams. A team takes some of the batch's entries, which never meet, and runs the whole program on
 // them; only where there are fewer entries than threads do several threads share one, and meet at barriers.
@@ -71,7 +71,7 @@ struct Instruction {
     const float* offset;
 };
 
-enum Precision : int32_t { SINGLE, BFLOAT16 };
+enum Precision : int32_t { SINGLE, BFLOAT16, INT8 };
 
 struct Program {
     int64_t batch, rows, horizon, trajectory_width, width, hidden_width, heads, condition_tokens;
@@ -88,7 +88,7 @@ struct Program {
     float* kept;       // [memories, B, T, A]
     const float* given;       // [B, T, A]
     const uint8_t* is_given;  // [B, T, A]
-    float* hidden;            // [M, F], F even
+    float* hidden;            // [M, F]
     Affine input;             // its bias is in embedded
     Affine head;
     Norm stack_norm;  // weight null: none; so of the next
@@ -180,7 +180,9 @@ struct Member {
     std::vector<float>& parts;
     std::vector<float> normalised, scores;
     std::vector<float> mixed;  // by self-attention, [M, D]: other columns than those of this member's heads stay 0
-    std::vector<Pair> rounded;  // rows of [D]
+    std::vector<Pair> pairs;  // rows of operands, [M, D or F]; or
+    std::vector<Quad> quads;
+    std::vector<Scale> scales;
     Panels keys, values;  // of one head of self-attention
 
     Member(const Program& program, Team& team, int index)
@@ -188,22 +190,28 @@ struct Member {
           normalised((last - first) * std::max(p.rows, p.condition_tokens) * 2 * p.width),
           scores(std::max(p.rows * whole_vectors(p.rows), whole_vectors(p.condition_tokens * p.heads))),
           mixed((last - first) * p.rows * p.width),
-          rounded(p.precision == BFLOAT16 ? (last - first) * p.rows * num_pairs(p.width) : 0),
+          pairs(p.precision == BFLOAT16 ? (last - first) * p.rows * num_pairs(std::max(p.width, p.hidden_width)) : 0),
+          quads(p.precision == INT8 ? (last - first) * p.rows * quads_of_row(std::max(p.width, p.hidden_width)) : 0),
+          scales(p.precision == INT8 ? (last - first) * p.rows : 0),
           keys(p.width / p.heads, p.rows), values(p.rows, p.width / p.heads) {}
 
     // Rows of the stack that are this member's.
     int64_t first_row() const { return first * p.rows + part.begin((last - first) * p.rows); }
     int64_t last_row() const { return first * p.rows + part.end((last - first) * p.rows); }
 
-    // Rows of x [D] as what a product takes.
+    // Rows of n numbers as what a product takes, until the next ones.
     template <class Operand>
-    Rows<const Operand> operands(const float* x, int64_t num_rows) {
-        if constexpr (std::is_same_v<Operand, Pair>) {
-            const int64_t stride = num_pairs(p.width);
-            for (int64_t row = 0; row < num_rows; row++) round(&rounded[row * stride], x + row * p.width, p.width);
-            return {rounded.data(), stride};
+    Rows<const Operand> operands(Rows<const float> x, int64_t num_rows, int64_t n) {
+        if constexpr (std::is_same_v<Operand, float>) {
+            return x;
+        } else if constexpr (std::is_same_v<Operand, Pair>) {
+            const int64_t stride = num_pairs(n);
+            for (int64_t row = 0; row < num_rows; row++) round(&pairs[row * stride], x[row], n);
+            return {pairs.data(), stride};
         } else {
-            return {x, p.width};
+            const int64_t stride = quads_of_row(n);
+            for (int64_t row = 0; row < num_rows; row++) scales[row] = quantise(&quads[row * stride], x[row], n);
+            return {quads.data(), stride, scales.data()};
         }
     }
 
@@ -249,7 +257,8 @@ struct Member {
         float* residual = p.residuals + instruction.first * p.batch * p.rows * p.width;
         if (block.kind == CROSS_ATTENTION) return cross_attention(block, residual, instruction);
         barrier.wait();
-        if (p.precision == BFLOAT16) compute<Pair>(block, residual);
+        if (p.precision == INT8) compute<Quad>(block, residual);
+        else if (p.precision == BFLOAT16) compute<Pair>(block, residual);
         else compute<float>(block, residual);
         barrier.wait();
         if (part.count > 1) add_parts(residual);
@@ -262,15 +271,16 @@ struct Member {
         const int64_t D = p.width, start = first * p.rows, num_rows = (last - first) * p.rows;
         for (int64_t row = 0; row < num_rows; row++)  // by every member, for itself: cheaper than to wait
             normalise(&normalised[row * D], p.x + (start + row) * D, norm_of(block, start + row), D);
-        const Rows<const Operand> x = operands<Operand>(normalised.data(), num_rows);
+        const Rows<const Operand> x = operands<Operand>({normalised.data(), D}, num_rows, D);
         const Rows<float> sum{part.count > 1 ? &parts[part.index * num_rows * D] : residual + start * D, D};
         if (block.kind == FEED_FORWARD) {
             const int64_t panels = num_panels(block.first.out), width = block.first.out;
             const int64_t begin = part.begin(panels) * PANEL, end = std::min(part.end(panels) * PANEL, width);
-            const Inner inner{length<Operand>(begin), length<Operand>(end), part.index == 0};
-            const Rows<Operand> hidden{(Operand*)(p.hidden + start * p.hidden_width) + inner.first, length<Operand>(width)};
+            const Inner inner{operand_at<Operand>(begin), length<Operand>(end), part.index == 0};
+            const Rows<float> hidden{p.hidden + start * p.hidden_width + begin, p.hidden_width};
             product(hidden, x, num_rows, columns_of<Operand>(block.first, begin, end), ACTIVATE, block.activation);
-            product(sum, Rows<const Operand>{hidden.first, hidden.stride}, num_rows, block.second, inner);
+            const Rows<const float> summands{hidden.first, hidden.stride};
+            product(sum, operands<Operand>(summands, num_rows, end - begin), num_rows, block.second, inner);
         } else {
             product(Rows<float>{p.qkv + start * 3 * D, 3 * D}, x, num_rows, block.first, STORE, 0, nullptr, part);
             barrier.wait();
@@ -278,8 +288,8 @@ struct Member {
             for (int64_t entry = first; entry < last; entry++)
                 for (int64_t head = begin; head < end; head++) attend(entry, head, block);
             const Inner inner{operand_at<Operand>(begin * head_width), length<Operand>(end * head_width), part.index == 0};
-            const Rows<const Operand> operand = operands<Operand>(mixed.data(), num_rows);
-            product(sum, Rows<const Operand>{operand.first + inner.first, operand.stride}, num_rows, block.second, inner);
+            const Rows<const Operand> summands = operands<Operand>({mixed.data(), D}, num_rows, D);
+            product(sum, from(summands, 0, inner.first), num_rows, block.second, inner);
         }
     }
 

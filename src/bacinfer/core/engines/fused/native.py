@@ -1,4 +1,4 @@
-"""Runs a program in compiled code (`native.cpp`), on the CPU in single precision, or with products in bfloat16.
+"""Runs a program in compiled code (`native.cpp`), on the CPU in single precision, or with products in bfloat16 or int8.
 
 The structs mirror those of the C++ source, in their order; before anything runs, their layouts are compared.
 """
@@ -72,6 +72,8 @@ MULTIPLICATIONS_OF_A_THREAD = 1 << 15
 """A batch entry's in a product between two barriers, for every further thread that shares the entry. (16 rows: a second
 thread gains nothing at a width of 32, and a sixth at 48.)"""
 
+PRECISIONS = (None, "bf16", "int8")
+"""Of the products with the weights of self-attention and feed-forward blocks; None: single."""
 _KINDS = (op.SelfAttention, op.CrossAttention, op.FeedForward)
 _OPERATIONS: tuple[Any, ...] = (
     *(op.Paint, op.SetTimeToken, op.Embed, op.AddResiduals, op.StoreTotal, op.AddTotal),
@@ -86,23 +88,23 @@ class NativeProgram:
 
     Args:
         program: In single precision.
-        halves: Whether the weights of self-attention and feed-forward blocks, and what is multiplied with them, are
-            rounded to bfloat16; sums stay in single precision.
+        precision: One of `PRECISIONS`, to which the weights of self-attention and feed-forward blocks, and what is
+            multiplied with them, are rounded; sums stay in single precision, or are exact.
 
     Raises:
         NativeUnavailableError: if there is no compiled code for it here.
     """
 
-    def __init__(self, program: Program, *, halves: bool = False) -> None:
+    def __init__(self, program: Program, *, precision: str | None = None) -> None:
         _check(program)
         self._library = native_library()
         _check_structs(self._library)
         self.program = program
-        self._halves = halves
+        self._precision = precision
         hidden_widths = [len(w.first.bias) for w in program.constants.weights if isinstance(w, FeedForwardWeights)]
         hidden_width = max(hidden_widths, default=0)
-        self._hidden = program.buffers.x.new_zeros(len(program.buffers.x), hidden_width + hidden_width % 2)
-        join_panels(_affines(program, halves), self._library.panel_width())
+        self._hidden = program.buffers.x.new_zeros(len(program.buffers.x), hidden_width)
+        join_panels(_affines(program, precision), self._library.panel_width())
         self._kept: list[Any] = []  # what the structs point to
         self._struct = self._encode()
 
@@ -146,7 +148,7 @@ class NativeProgram:
             heads=constants.denoiser.num_heads,
             condition_tokens=buffers.num_condition_tokens,
             clip=math.inf if clip is None else clip,
-            precision=self._halves,
+            precision=PRECISIONS.index(self._precision),
             **{name: self._pointer(getattr(buffers, name)) for name in _BUFFERS},
             hidden=self._pointer(self._hidden),
             input=self._affine(constants.input),
@@ -170,9 +172,9 @@ class NativeProgram:
             return _Norm()
         return _Norm(self._pointer(norm.module.weight), self._pointer(norm.module.bias), norm.module.eps)
 
-    def _affine(self, affine: Affine, halves: bool = False) -> _Affine:
+    def _affine(self, affine: Affine, precision: str | None = None) -> _Affine:
         outputs, inputs = affine.weight.shape
-        return _Affine(self._pointer(affine.panels(self._library.panel_width(), halves)), inputs, outputs)
+        return _Affine(self._pointer(affine.panels(self._library.panel_width(), precision)), inputs, outputs)
 
     def _block(self, block: BlockInstruction) -> _Block:
         norm, modulation = self._norm(block.weights.norm), self._pointer(self.program.buffers.modulation)
@@ -180,11 +182,11 @@ class NativeProgram:
         if isinstance(block, op.FeedForward):
             weights = block.weights
             activation = ACTIVATIONS.index(activation_of(weights.activation))
-            first, second = (self._affine(part, self._halves) for part in (weights.first, weights.second))
+            first, second = (self._affine(part, self._precision) for part in (weights.first, weights.second))
             return _Block(activation=activation, first=first, second=second, **common)
         if isinstance(block, op.SelfAttention):
             mask, rotation = self._pointer(self.program.buffers.mask), self._rotation(block.weights.rotation)
-            first, second = (self._affine(part, self._halves) for part in (block.weights.qkv, block.weights.out))
+            first, second = (self._affine(part, self._precision) for part in (block.weights.qkv, block.weights.out))
             return _Block(first=first, second=second, mask=mask, rotation=rotation, **common)
         parts: CrossAttentionWeights = block.weights
         return _Block(
@@ -234,16 +236,16 @@ class NativeProgram:
         return {}
 
 
-def _affines(program: Program, halves: bool) -> list[tuple[Affine, bool]]:
-    """All that a program multiplies by, in the order of its blocks, each with whether it is in halves."""
+def _affines(program: Program, precision: str | None) -> list[tuple[Affine, str | None]]:
+    """All that a program multiplies by, in the order of its blocks, each with its precision."""
     constants = program.constants
     parts = [
-        (part, halves and not isinstance(weights, CrossAttentionWeights))
+        (part, None if isinstance(weights, CrossAttentionWeights) else precision)
         for weights in constants.weights
         for part in vars(weights).values()
         if isinstance(part, Affine)
     ]
-    return [(constants.input, False), *parts, (constants.head, False)]
+    return [(constants.input, None), *parts, (constants.head, None)]
 
 
 def _check_structs(library: ctypes.CDLL) -> None:

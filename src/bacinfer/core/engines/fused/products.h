@@ -7,10 +7,12 @@
 #include <utility>
 #include <vector>
 
+#include "bytes.h"
 #include "halves.h"
 
-// x W + b, as panels of PANEL columns, padded with zeros: the bias [PANEL], then the weight, [in, PANEL] in single
-// precision, or [in / 2, PANEL, 2] in bfloat16, which takes as much memory as [in / 2, PANEL] in single precision.
+// x W + b, as panels of PANEL columns, padded with zeros: the bias [PANEL]; of a weight in bytes, its columns' units
+// [PANEL]; then the weight, [in, PANEL] in single precision, [in / 2, PANEL, 2] in bfloat16 or [in / 4, PANEL, 4] in bytes,
+// 128 more than they mean: as much memory as [in / 2, PANEL] or [in / 4, PANEL] in single precision.
 struct Affine {
     const float* panels;
     int32_t in;
@@ -30,16 +32,46 @@ struct Rows {
     T* operator[](int64_t row) const { return first + row * stride; }
 };
 
-// How many operands hold n values: themselves, or Pairs. A product of Pairs is one with a weight in bfloat16.
+// Rows of bytes have scales.
+template <>
+struct Rows<const Quad> {
+    const Quad* first;
+    int64_t stride;
+    const Scale* scales;
+
+    const Quad* operator[](int64_t row) const { return first + row * stride; }
+};
+
+// They without what comes before a row and a column.
+template <class T>
+inline Rows<T> from(Rows<T> rows, int64_t row, int64_t column) {
+    rows.first += row * rows.stride + column;
+    if constexpr (std::is_same_v<T, const Quad>) rows.scales += row;
+    return rows;
+}
+
+// How many values an operand holds. A product of Pairs is one with a weight in bfloat16, of Quads with one in bytes.
+template <class T>
+constexpr int64_t VALUES = std::is_same_v<T, Quad> ? 4 : std::is_same_v<T, Pair> ? 2 : 1;
+
+// How many operands hold n values.
 template <class T>
 inline int64_t length(int64_t n) {
-    return std::is_same_v<T, Pair> ? num_pairs(n) : n;
+    return (n + VALUES<T> - 1) / VALUES<T>;
 }
 
 // Which of them holds the n-th value.
 template <class T>
 inline int64_t operand_at(int64_t n) {
-    return std::is_same_v<T, Pair> ? n / 2 : n;
+    return n / VALUES<T>;
+}
+
+// Rows of a panel before its weight, and all.
+template <class T>
+constexpr int64_t HEAD = std::is_same_v<T, Quad> ? 2 : 1;
+template <class T>
+inline int64_t panel_size(int64_t in) {
+    return PANEL * (HEAD<T> + length<T>(in));
 }
 
 // One of several equal parts of some work.
@@ -50,13 +82,14 @@ struct Part {
     int64_t end(int64_t n) const { return n * (index + 1) / count; }
 };
 
-template <class In, class Out>
+template <class In>
 struct Tile {
     Rows<const In> a;     // [R, steps]
-    const float* bias;    // [PANEL]; null: none
-    const float* weight;  // of a panel, from the row that the first column of a meets
-    Rows<Out> c;          // [R, columns]
-    const float* added;   // rows to add to those of c (ADD_TO_ROWS), which are floats then, as far apart
+    const float* panel;   // with its bias
+    const float* weight;  // of it, from the row that the first column of a meets
+    bool has_bias;
+    Rows<float> c;        // [R, columns]
+    const float* added;   // rows to add to those of c (ADD_TO_ROWS), as far apart
     int64_t steps, panel_size, columns;
     Epilogue epilogue;
     int32_t activation;
@@ -92,15 +125,35 @@ inline void accumulate(Sums<R>& sums, Rows<const Pair> a, int64_t k, const Vec* 
 #endif
 }
 
-inline void put(float* c, const float* values, int64_t n) { std::memcpy(c, values, n * sizeof(float)); }
-inline void put(Pair* c, const float* values, int64_t n) { round(c, values, n); }
+// The same for a Quad of columns, and a row of fours of weights.
+template <int R>
+inline void accumulate(Sums<R>& sums, const Rows<const Quad>& a, int64_t k, const Vec* weights) {
+#if defined(__AVX512VNNI__)
+    for (int r = 0; r < R; r++) {
+        const IntVec value = splat(a[r][k]);
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = add_products(sums[r][v], weights[v], value);
+    }
+#else
+    const Rows<const float> values{a.first->values, 4 * a.stride};
+    for (int i = 0; i < 4; i++) {
+        Vec bytes[VECTORS];
+        for (int v = 0; v < VECTORS; v++) bytes[v] = byte(weights[v], i);
+        accumulate<R>(sums, values, 4 * k + i, bytes);
+    }
+#endif
+}
 
 // R rows of a product with one panel.
-template <int R, class In, class Out>
-void multiply(const Tile<In, Out>& tile) {
+template <int R, class In>
+void multiply(const Tile<In>& tile) {
+    constexpr bool bytes = std::is_same_v<In, Quad>;
+    Vec bias[VECTORS] = {};
+    for (int v = 0; tile.has_bias && v < VECTORS; v++) bias[v] = load(tile.panel + v * LANES);
     Sums<R> sums;
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < VECTORS; v++) sums[r][v] = tile.bias ? load(tile.bias + v * LANES) : Vec{};
+        for (int v = 0; v < VECTORS; v++)
+            if constexpr (bytes) sums[r][v] = first_sum(tile.a.scales[r]);
+            else sums[r][v] = bias[v];
     const float* weight = tile.weight;
     for (int64_t k = 0; k < tile.steps; k++, weight += PANEL) {
         Vec weights[VECTORS];
@@ -112,30 +165,34 @@ void multiply(const Tile<In, Out>& tile) {
     }
     for (int r = 0; r < R; r++) {
         float values[PANEL];
-        for (int v = 0; v < VECTORS; v++)
-            store(values + v * LANES, tile.epilogue == ACTIVATE ? activate(sums[r][v], tile.activation) : sums[r][v]);
+        for (int v = 0; v < VECTORS; v++) {
+            Vec sum = sums[r][v];
+            if constexpr (bytes)
+                sum = single(sum) * (tile.a.scales[r].unit * load(tile.panel + PANEL + v * LANES)) + bias[v];
+            store(values + v * LANES, tile.epilogue == ACTIVATE ? activate(sum, tile.activation) : sum);
+        }
         if (tile.epilogue == ADD_TO_ROWS) add(values, tile.added + r * tile.c.stride, tile.columns);
-        put(tile.c[r], values, tile.columns);
+        std::memcpy(tile.c[r], values, tile.columns * sizeof(float));
     }
 }
 
-template <class In, class Out>
-using Multiply = void (*)(const Tile<In, Out>&);
+template <class In>
+using Multiply = void (*)(const Tile<In>&);
 
-template <class In, class Out, int... R>
-constexpr std::array<Multiply<In, Out>, sizeof...(R)> multiplies(std::integer_sequence<int, R...>) {
-    return {multiply<R + 1, In, Out>...};
+template <class In, int... R>
+constexpr std::array<Multiply<In>, sizeof...(R)> multiplies(std::integer_sequence<int, R...>) {
+    return {multiply<R + 1, In>...};
 }
 
-template <class In, class Out>
-constexpr auto MULTIPLY = multiplies<In, Out>(std::make_integer_sequence<int, TILE>());  // by the number of rows, less 1
+template <class In>
+constexpr auto MULTIPLY = multiplies<In>(std::make_integer_sequence<int, TILE>());  // by the number of rows, less 1
 
 inline int64_t num_panels(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
 // The columns begin..end-1 of x W + b, `begin` that of a panel.
 template <class In>
 inline Affine columns_of(const Affine& affine, int64_t begin, int64_t end) {
-    return {affine.panels + begin * (1 + length<In>(affine.in)), affine.in, (int32_t)(end - begin)};
+    return {affine.panels + begin / PANEL * panel_size<In>(affine.in), affine.in, (int32_t)(end - begin)};
 }
 
 // Rows first..last-1 of a weight, in operands; of the parts of a sum over them, one has the bias.
@@ -144,30 +201,28 @@ struct Inner {
     bool has_bias;
 };
 
-// c = a W + b over some rows of W, or a part of its tiles; a [num_rows, last - first].
-template <class In, class Out>
-void product(Rows<Out> c, Rows<const In> a, int64_t num_rows, const Affine& affine, Inner inner,
+// c = a W + b over some rows of W, or a part of its tiles; a [num_rows, last - first], outside of which a row of bytes is 0.
+template <class In>
+void product(Rows<float> c, Rows<const In> a, int64_t num_rows, const Affine& affine, Inner inner,
              Epilogue epilogue = STORE, int32_t activation = 0, const float* added = nullptr, Part part = {}) {
     const int64_t tall = (num_rows + TILE - 1) / TILE, num_tiles = num_panels(affine.out) * tall;
-    const int64_t panel_size = PANEL * (1 + length<In>(affine.in));
+    const int64_t size = panel_size<In>(affine.in);
     for (int64_t tile = part.begin(num_tiles); tile < part.end(num_tiles); tile++) {
         const int64_t p = tile / tall, t = tile % tall;
-        const float* const panel = affine.panels + p * panel_size;
+        const float* const panel = affine.panels + p * size;
         const int64_t column = p * PANEL, columns = std::min<int64_t>(PANEL, affine.out - column);
         const int64_t start = t * num_rows / tall, end = (t + 1) * num_rows / tall;  // of nearly equal height
-        MULTIPLY<In, Out>[end - start - 1]({{a[start], a.stride}, inner.has_bias ? panel : nullptr,
-                                            panel + PANEL * (1 + inner.first), {c[start] + length<Out>(column), c.stride},
-                                            added + start * c.stride + column, inner.last - inner.first, panel_size,
-                                            columns, epilogue, activation});
+        MULTIPLY<In>[end - start - 1]({from(a, start, 0), panel, panel + PANEL * (HEAD<In> + inner.first), inner.has_bias,
+                                       from(c, start, column), added + start * c.stride + column,
+                                       inner.last - inner.first, size, columns, epilogue, activation});
     }
 }
 
 // Over all of W.
-template <class In, class Out>
-void product(Rows<Out> c, Rows<const In> a, int64_t num_rows, const Affine& affine, Epilogue epilogue = STORE,
+template <class In>
+void product(Rows<float> c, Rows<const In> a, int64_t num_rows, const Affine& affine, Epilogue epilogue = STORE,
              int32_t activation = 0, const float* added = nullptr, Part part = {}) {
-    const Inner all{0, length<In>(affine.in), true};
-    product<In, Out>(c, a, num_rows, affine, all, epilogue, activation, added, part);
+    product(c, a, num_rows, affine, {0, length<In>(affine.in), true}, epilogue, activation, added, part);
 }
 
 // All of c = a W + b, where rows follow each other.

@@ -42,7 +42,7 @@ def compiled_or_python(program: Program) -> Runner:
 
 
 BF16 = "bf16"
-PRECISIONS = (BF16,)
+PRECISIONS = (BF16, "int8")
 """Of products, besides the policy's own."""
 
 RUNNERS: Mapping[str, Callable[[Program], Runner]] = {"fused": compiled_or_python, "cuda_graph": CapturedProgram}
@@ -69,7 +69,7 @@ def make_runner(name: str, program: Program, precision: str | None) -> Runner:
     if name == "cuda_graph":
         return CapturedProgram(program, halves=precision == BF16)
     try:
-        return NativeProgram(program, halves=precision == BF16)
+        return NativeProgram(program, precision=precision)
     except NativeUnavailableError as error:
         raise UnsupportedPolicyError(f"compiled code cannot run its program: {error}") from error
 
@@ -78,12 +78,13 @@ def check_device(name: str, device: torch.device, precision: str | None = None) 
     """Raises UnsupportedPolicyError if programs cannot run so on a device."""
     if name == "cuda_graph" and device.type != "cuda":
         raise UnsupportedPolicyError(f"it is on {device}, and CUDA graphs need it on a CUDA device")
-    if precision is None or name == "cuda_graph":
+    if precision is None or (name == "cuda_graph" and precision == BF16):
         return
     if name != "fused" or device.type != "cpu":
-        raise UnsupportedPolicyError(
-            f"the engines 'fused' on a CPU and 'cuda_graph' on a CUDA device have that; this is {name!r} on {device}"
+        able = "the engines 'fused' on a CPU and 'cuda_graph' on a CUDA device have" if precision == BF16 else (
+            "the engine 'fused' on a CPU has"
         )
+        raise UnsupportedPolicyError(f"{able} that; this is {name!r} on {device}")
     try:
         native_library()
     except NativeUnavailableError as error:

@@ -126,6 +126,17 @@ inline void each(int64_t n, F f, G g) {
     for (; i < n; i++) g(i);
 }
 
+// Calls f(i, x[i..]) for the vectors of x [n], the last of which may end in zeros.
+template <class F>
+inline void each_vector(const float* x, int64_t n, F f) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) f(i, load(x + i));
+    if (i == n) return;
+    float rest[LANES] = {};
+    std::memcpy(rest, x + i, (n - i) * sizeof(float));
+    f(i, load(rest));
+}
+
 inline void add(float* y, const float* x, int64_t n) {
     each(n, [&](int64_t i) { store(y + i, load(y + i) + load(x + i)); }, [&](int64_t i) { y[i] += x[i]; });
 }

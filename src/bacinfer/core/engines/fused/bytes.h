@@ -1,0 +1,84 @@
+// Numbers in bytes: 8 bits times the scale of what they belong to, a row of operands or a column of a weight, whose largest
+// value is 127 of them.
+
+#pragma once
+
+#include "vectors.h"
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+#endif
+
+// What four rows of a weight in bytes are multiplied with: a row's values of four columns, as whole numbers.
+#if defined(__AVX512VNNI__)
+struct Quad {
+    uint32_t bits;
+};
+#else
+struct Quad {
+    float values[4];
+};
+#endif
+
+// Of a row of them: what 1 stands for, and the sum of all.
+struct Scale {
+    float unit;
+    int32_t sum;
+};
+
+namespace {
+
+constexpr float WHOLE = 12582912.0f;  // added to a small number, it leaves the nearest whole one in the low bits
+
+#if defined(__AVX512VNNI__)
+
+inline void put(Quad* quads, Vec shifted) {
+    typedef int8_t Bytes __attribute__((vector_size(LANES)));
+    const Bytes bytes = __builtin_convertvector((IntVec)shifted, Bytes);
+    std::memcpy(quads, &bytes, sizeof bytes);
+}
+
+// Sums are whole numbers in the place of floats, and weights without a sign, 128 too large: so sums begin with what that
+// makes of a row. They do not overflow: a product of 2^16 columns is below 2^31.
+inline Vec first_sum(const Scale& scale) { return (Vec)(IntVec{} - 128 * scale.sum); }
+inline Vec single(Vec sums) { return __builtin_convertvector((IntVec)sums, Vec); }
+
+inline IntVec splat(Quad quad) { return (int32_t)quad.bits + IntVec{}; }
+
+// sums + the products of four rows of weights, lane by lane.
+inline Vec add_products(Vec sums, Vec weights, IntVec values) {
+    return (Vec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)values);
+}
+
+#else
+
+inline void put(Quad* quads, Vec shifted) { store(quads->values, shifted - WHOLE); }
+inline Vec first_sum(const Scale&) { return Vec{}; }
+inline Vec single(Vec sums) { return sums; }
+
+// The i-th of every four weights.
+inline Vec byte(Vec weights, int i) { return __builtin_convertvector(((IntVec)weights >> 8 * i & 255) - 128, Vec); }
+
+#endif
+
+// How many Quads a row of n values takes: whole vectors.
+inline int64_t quads_of_row(int64_t n) { return whole_vectors(n) / 4; }
+
+// n values, and zeros up to a whole vector. With a number among them that is not finite, the unit is none.
+inline Scale quantise(Quad* quads, const float* x, int64_t n) {
+    Vec highest{}, nothing{}, total{};
+    each_vector(x, n, [&](int64_t, Vec v) {
+        const Vec size = v < 0.0f ? -v : v;
+        highest = size > highest ? size : highest;
+        nothing += v * 0.0f;
+    });
+    const float largest = folded(highest, [](auto a, auto b) { return a > b ? a : b; }), zero = sum(nothing);
+    const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;  // of less, nothing is left
+    each_vector(x, n, [&](int64_t i, Vec v) {
+        const Vec shifted = v * inverse + WHOLE;
+        put(quads + i / 4, shifted);
+        total += shifted - WHOLE;
+    });
+    return {largest / 127.0f + zero, zero == 0.0f ? (int32_t)sum(total) : 0};
+}
+
+}  // namespace
