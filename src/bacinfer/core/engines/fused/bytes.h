@@ -65,20 +65,22 @@ inline int64_t quads_of_row(int64_t n) { return whole_vectors(n) / 4; }
 
 // n values, and zeros up to a whole vector. With a number among them that is not finite, the unit is none.
 inline Scale quantise(Quad* quads, const float* x, int64_t n) {
-    Vec highest{}, nothing{}, total{};
-    each_vector(x, n, [&](int64_t, Vec v) {
-        const Vec size = v < 0.0f ? -v : v;
-        highest = size > highest ? size : highest;
-        nothing += v * 0.0f;
-    });
-    const float largest = folded(highest, [](auto a, auto b) { return a > b ? a : b; }), zero = sum(nothing);
-    const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;  // of less, nothing is left
-    each_vector(x, n, [&](int64_t i, Vec v) {
-        const Vec shifted = v * inverse + WHOLE;
+    IntVec bits{};  // without their signs: those of the largest are the largest, and of what is not finite larger still
+    for (int64_t i = 0; i < n; i += LANES) {
+        const IntVec size = (IntVec)load(x + i, n - i) & 0x7fffffff;
+        bits = size > bits ? size : bits;
+    }
+    const Vec zeros = (Vec)bits * 0.0f;  // or none
+    const float unit = folded((Vec)bits / 127.0f, [](auto a, auto b) { return a > b ? a : b; });
+    const float inverse = unit > 1e-32f ? 1.0f / unit : 0.0f;  // of less, nothing is left
+    Vec total{};
+    for (int64_t i = 0; i < n; i += LANES) {
+        const Vec shifted = load(x + i, n - i) * inverse + WHOLE;
         put(quads + i / 4, shifted);
         total += shifted - WHOLE;
-    });
-    return {largest / 127.0f + zero, zero == 0.0f ? (int32_t)sum(total) : 0};
+    }
+    const float whole = sum(total + zeros);
+    return {unit + sum(zeros), std::isfinite(whole) ? (int32_t)whole : 0};
 }
 
 }  // namespace

@@ -163,14 +163,14 @@ void multiply(const Tile<In>& tile) {
         }
         accumulate<R>(sums, tile.a, k, weights);
     }
-    for (int r = 0; r < R; r++) {
-        float values[PANEL];
+    if constexpr (bytes)
         for (int v = 0; v < VECTORS; v++) {
-            Vec sum = sums[r][v];
-            if constexpr (bytes)
-                sum = single(sum) * (tile.a.scales[r].unit * load(tile.panel + PANEL + v * LANES)) + bias[v];
-            store(values + v * LANES, tile.epilogue == ACTIVATE ? activate(sum, tile.activation) : sum);
+            const Vec units = load(tile.panel + PANEL + v * LANES);
+            for (int r = 0; r < R; r++) sums[r][v] = single(sums[r][v]) * (tile.a.scales[r].unit * units) + bias[v];
         }
+    if (tile.epilogue == ACTIVATE) activate(sums[0], R * VECTORS, tile.activation);
+    for (int r = 0; r < R; r++) {
+        float* const values = (float*)sums[r];
         if (tile.epilogue == ADD_TO_ROWS) add(values, tile.added + r * tile.c.stride, tile.columns);
         std::memcpy(tile.c[r], values, tile.columns * sizeof(float));
     }

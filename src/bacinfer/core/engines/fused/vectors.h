@@ -39,6 +39,14 @@ inline Vec load(const float* p) {
     return v;
 }
 
+// The first n numbers, and zeros.
+inline Vec load(const float* p, int64_t n) {
+    if (n >= LANES) return load(p);
+    float values[LANES];
+    for (int i = 0; i < LANES; i++) values[i] = i < n ? p[i] : 0.0f;  // a call would take what is in registers
+    return load(values);
+}
+
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
 inline Vec splat(float value) { return value - Vec{}; }
@@ -114,8 +122,14 @@ inline Vec gelu_tanh(Vec x) {
     return x / (1.0f + exponential(power > 88.0f ? splat(88.0f) : power));
 }
 
-inline Vec activate(Vec x, int32_t activation) {
-    return activation == GELU ? gelu(x) : activation == RELU ? at_least(0.0f, x) : gelu_tanh(x);
+// n vectors, in place.
+inline void activate(Vec* x, int n, int32_t activation) {
+    if (activation == GELU)
+        for (int i = 0; i < n; i++) x[i] = gelu(x[i]);
+    else if (activation == RELU)
+        for (int i = 0; i < n; i++) x[i] = at_least(0.0f, x[i]);
+    else
+        for (int i = 0; i < n; i++) x[i] = gelu_tanh(x[i]);
 }
 
 // Calls f(i) for the vectors of [0, n) and g(i) for the rest.
@@ -124,17 +138,6 @@ inline void each(int64_t n, F f, G g) {
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES) f(i);
     for (; i < n; i++) g(i);
-}
-
-// Calls f(i, x[i..]) for the vectors of x [n], the last of which may end in zeros.
-template <class F>
-inline void each_vector(const float* x, int64_t n, F f) {
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) f(i, load(x + i));
-    if (i == n) return;
-    float rest[LANES] = {};
-    std::memcpy(rest, x + i, (n - i) * sizeof(float));
-    f(i, load(rest));
 }
 
 inline void add(float* y, const float* x, int64_t n) {
