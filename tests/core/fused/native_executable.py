@@ -58,8 +58,8 @@ class ExecutableLibrary:
 class ExecutableProgram(native.NativeProgram):
     """A program that the executable runs."""
 
-    def __init__(self, program: Program, *, halves: bool = False) -> None:
-        super().__init__(program, halves=halves)
+    def __init__(self, program: Program, *, precision: str | None = None) -> None:
+        super().__init__(program, precision=precision)
         self.memory = _Memory(self._struct, self._kept)
 
     def run(self) -> None:

@@ -42,82 +42,100 @@ float rounded(float value) {
     return std::nearbyint(value / unit) * unit;
 }
 
-// A weight [in, out] as panels, and rows [in], as operands of type In.
-void pack(const std::vector<float>& weight, int64_t in, int64_t out, std::vector<float>& panels, float) {
-    for (int64_t k = 0; k < in; k++)
-        for (int64_t column = 0; column < out; column++)
-            panels[(column / PANEL * (1 + in) + 1 + k) * PANEL + column % PANEL] = weight[k * out + column];
+// Where a panel has the k-th weight of a column, and so many after it.
+template <class In>
+float* place(std::vector<float>& panels, int64_t in, int64_t k, int64_t column) {
+    return &panels[column / PANEL * panel_size<In>(in) + (HEAD<In> + k / VALUES<In>) * PANEL + column % PANEL];
 }
 
-void pack(const std::vector<float>& weight, int64_t in, int64_t out, std::vector<float>& panels, Pair) {
+// Packs a weight [in, out] as panels of operands of type In; it becomes what they mean.
+void pack(std::vector<float>& weight, int64_t in, int64_t out, std::vector<float>& panels, float) {
+    for (int64_t k = 0; k < in; k++)
+        for (int64_t column = 0; column < out; column++) *place<float>(panels, in, k, column) = weight[k * out + column];
+}
+
+void pack(std::vector<float>& weight, int64_t in, int64_t out, std::vector<float>& panels, Pair) {
     for (int64_t k = 0; k < in; k++)
         for (int64_t column = 0; column < out; column++) {
-            const int64_t row = column / PANEL * (1 + num_pairs(in)) + 1 + k / 2;
-            uint16_t* const half = (uint16_t*)&panels[row * PANEL + column % PANEL] + k % 2;
-            std::memcpy(half, (const char*)&weight[k * out + column] + 2, sizeof *half);
+            float& value = weight[k * out + column] = rounded(weight[k * out + column]);
+            uint16_t* const half = (uint16_t*)place<Pair>(panels, in, k, column) + k % 2;
+            std::memcpy(half, (const char*)&value + 2, sizeof *half);
         }
 }
 
-std::vector<float> operands(const std::vector<float>& a, int64_t, int64_t, float) { return a; }
-
-std::vector<Pair> operands(const std::vector<float>& a, int64_t rows, int64_t in, Pair) {
-    std::vector<Pair> pairs(rows * num_pairs(in));
-    for (int64_t row = 0; row < rows; row++) round(&pairs[row * num_pairs(in)], &a[row * in], in);
-    return pairs;
-}
-
-bool equal(const float* found, const float* expected, int64_t n, int64_t in) {
-    for (int64_t i = 0; i < n; i++)
-        if (!(std::abs(found[i] - expected[i]) <= 1e-6 * (1 + in))) return false;
-    return true;
-}
-
-// Pairs: each of two numbers by itself, to within a rounding; and a zero beside one that is left over.
-bool equal(const Pair* found, const float* expected, int64_t n, int64_t in) {
-    for (int64_t i = 0; i < 2 * num_pairs(n); i++) {
-        float value;
-#if defined(__AVX512BF16__)
-        const uint32_t bits = i % 2 ? found[i / 2].bits & 0xffff0000u : found[i / 2].bits << 16;
-        std::memcpy(&value, &bits, sizeof value);
-#else
-        value = i % 2 ? found[i / 2].odd : found[i / 2].even;
-#endif
-        const float wanted = i < n ? expected[i] : 0.0f;
-        if (!(std::abs(value - wanted) <= 1e-6 * (1 + in) + std::abs(wanted) / 256)) return false;
+void pack(std::vector<float>& weight, int64_t in, int64_t out, std::vector<float>& panels, Quad) {
+    for (int64_t column = 0; column < out; column++) {
+        const float unit = (1 + column) / 1000.0f;
+        place<Quad>(panels, in, 0, column)[-PANEL] = unit;
+        for (int64_t k = 0; k < in; k++) {
+            const float whole = std::nearbyint(weight[k * out + column] * 127);
+            ((uint8_t*)place<Quad>(panels, in, k, column))[k % 4] = (uint8_t)(128 + whole);
+            weight[k * out + column] = whole * unit;
+        }
     }
-    return true;
 }
+
+// Rows of `in` numbers as operands of type In; they become what these mean.
+struct Operands {
+    std::vector<float>& a;
+    std::vector<Pair> pairs;
+    std::vector<Quad> quads;
+    std::vector<Scale> scales;
+
+    Rows<const float> rows(int64_t, int64_t in, float) { return {a.data(), in}; }
+
+    Rows<const Pair> rows(int64_t num_rows, int64_t in, Pair) {
+        pairs.resize(num_rows * num_pairs(in));
+        for (int64_t row = 0; row < num_rows; row++) round(&pairs[row * num_pairs(in)], &a[row * in], in);
+        for (float& value : a) value = rounded(value);
+        return {pairs.data(), num_pairs(in)};
+    }
+
+    Rows<const Quad> rows(int64_t num_rows, int64_t in, Quad) {
+        const int64_t stride = quads_of_row(in);
+        quads.resize(num_rows * stride);
+        for (int64_t row = 0; row < num_rows; row++) {
+            Quad* const quad = &quads[row * stride];
+            scales.push_back(quantise(quad, &a[row * in], in));
+            for (int64_t k = 0; k < in; k++) {
+#if defined(__AVX512VNNI__)
+                const float whole = (int8_t)(quad[k / 4].bits >> 8 * (k % 4));
+#else
+                const float whole = quad[k / 4].values[k % 4];
+#endif
+                float& value = a[row * in + k];
+                if (!(std::abs(value - whole * scales[row].unit) <= 0.5001f * scales[row].unit)) value = NAN;
+                value = value * 0.0f + whole * scales[row].unit;
+            }
+        }
+        return {quads.data(), stride, scales.data()};
+    }
+};
 
 // Returns whether a product of this shape is what a loop makes of it, and nothing beside it is written.
-template <class In, class Out>
+template <class In>
 bool product_is_right(int64_t rows, int64_t in, int64_t out, Epilogue epilogue) {
-    constexpr bool halves = std::is_same_v<In, Pair>;
     const std::vector<float> added = draw(rows * out), bias = draw(out);
-    std::vector<float> a = draw(rows * in), weight = draw(in * out), panels(num_panels(out) * (1 + length<In>(in)) * PANEL);
-    const std::vector<In> operand = operands(a, rows, in, In());
-    if (halves)
-        for (std::vector<float>* values : {&a, &weight})
-            for (float& value : *values) value = rounded(value);
-    for (int64_t column = 0; column < out; column++)
-        panels[column / PANEL * (1 + length<In>(in)) * PANEL + column % PANEL] = bias[column];
+    std::vector<float> a = draw(rows * in), weight = draw(in * out), panels(num_panels(out) * panel_size<In>(in));
+    Operands operands{a, {}, {}, {}};
+    const Rows<const In> operand = operands.rows(rows, in, In());
     pack(weight, in, out, panels, In());
-    std::vector<float> expected(rows * out);
+    for (int64_t column = 0; column < out; column++)
+        panels[column / PANEL * panel_size<In>(in) + column % PANEL] = bias[column];
+    const float untouched = 7.0f;
+    std::vector<float> c(rows * out + PANEL, untouched);
+    product(Rows<float>{c.data(), out}, operand, rows, {panels.data(), (int32_t)in, (int32_t)out}, epilogue, RELU,
+            added.data());
+    bool right = true;
     for (int64_t row = 0; row < rows; row++)
         for (int64_t column = 0; column < out; column++) {
             double sum = bias[column];
             for (int64_t k = 0; k < in; k++) sum += (double)a[row * in + k] * weight[k * out + column];
             if (epilogue == ACTIVATE) sum = std::max(sum, 0.0);
             if (epilogue == ADD_TO_ROWS) sum += added[row * out + column];
-            expected[row * out + column] = sum;
+            right &= std::abs(c[row * out + column] - sum) <= 1e-6 * (1 + in);
         }
-    const int64_t stride = length<Out>(out);
-    const Out untouched = Out();
-    std::vector<Out> c(rows * stride + PANEL, untouched);
-    product(Rows<Out>{c.data(), stride}, Rows<const In>{operand.data(), length<In>(in)}, rows,
-            {panels.data(), (int32_t)in, (int32_t)out}, epilogue, RELU, added.data());
-    bool right = true;
-    for (int64_t row = 0; row < rows; row++) right &= equal(&c[row * stride], &expected[row * out], out, in);
-    for (int64_t i = rows * stride; i < (int64_t)c.size(); i++) right &= !std::memcmp(&c[i], &untouched, sizeof untouched);
+    for (int64_t i = rows * out; i < (int64_t)c.size(); i++) right &= c[i] == untouched;
     return right;
 }
 
@@ -128,9 +146,8 @@ int compare_products() {
             for (int64_t in : {1, 2, 7, 33, 64})
                 for (Epilogue epilogue : {STORE, ACTIVATE, ADD_TO_ROWS}) {
                     compared++;
-                    if (product_is_right<float, float>(rows, in, out, epilogue) &&
-                        product_is_right<Pair, float>(rows, in, out, epilogue) &&
-                        (epilogue == ADD_TO_ROWS || product_is_right<Pair, Pair>(rows, in, out, epilogue))) continue;
+                    if (product_is_right<float>(rows, in, out, epilogue) && product_is_right<Pair>(rows, in, out, epilogue) &&
+                        product_is_right<Quad>(rows, in, out, epilogue)) continue;
                     wrong++;
                     std::printf("%d rows, %d to %d, epilogue %d\n", (int)rows, (int)in, (int)out, epilogue);
                 }

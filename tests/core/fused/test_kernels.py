@@ -34,9 +34,9 @@ WITH_KERNELS = [variant for variant in VARIANTS if not variant.startswith("encod
 class Interpreted:
     """A program in interpreted kernels."""
 
-    def __init__(self, program: Program, *, halves: bool = False) -> None:
+    def __init__(self, program: Program, *, precision: str | None = None) -> None:
         self.program = program
-        self.kernels = KernelProgram(program, halves=halves)
+        self.kernels = KernelProgram(program, halves=precision == "bf16")
         self.buffer_bytes = self.kernels.buffer_bytes
 
     def sample(self, call: SamplingCall) -> torch.Tensor:
