@@ -1,4 +1,4 @@
-"""Products in bfloat16, against PyTorch with the same operands rounded; and where they are refused.
+"""Products in bfloat16 and bytes, against PyTorch with the same operands rounded; and where they are refused.
 
 Both round what differs in its last digits, now and then to different neighbours: so a few numbers differ by what one
 operand's rounding makes of them, and all others by what single precision does.
@@ -20,9 +20,10 @@ from torch import Tensor, nn
 import bacinfer
 from bacinfer import CacheSchedule, Sampler, SamplingPlan
 from bacinfer.core.blocks import find_blocks
+from bacinfer.core.engines.base import UnsupportedPolicyError
 from bacinfer.core.engines.fused import instructions as op
 from bacinfer.core.engines.fused import native, program_cache, runners
-from bacinfer.core.engines.fused.denoiser import Affine, FeedForwardWeights, SelfAttentionWeights
+from bacinfer.core.engines.fused.denoiser import Affine, FeedForwardWeights, SelfAttentionWeights, in_bytes
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError
 from bacinfer.core.engines.fused.program import Program
 from core.fused.fused_helpers import LEFT_OUT, act, draw_policy, leave_out, make_policy
@@ -32,9 +33,10 @@ from helpers import TinyPolicy
 from tiny_policies import VARIANTS, K
 
 PUSHT = Path("assets/pusht/pusht_transformer.ckpt")
-ERROR = 5e-5  # of a block's largest value, on average; bfloat16 makes 1e-3 of it
-ONE_ROUNDING = 2e-3  # of the largest value, where an operand was rounded to its other neighbour
-NOTICEABLE = 1e-4  # what bfloat16 does to normalised actions, RMS; and of a shipped policy it does at most
+PRECISIONS = ("bf16", "int8")
+ERROR = 5e-5  # of a block's largest value, on average; rounding makes 1e-3 of it
+ONE_ROUNDING = {"bf16": 2e-3, "int8": 1e-2}  # of the largest value, where an operand went to its other neighbour
+NOTICEABLE = 1e-4  # what rounding does to normalised actions, RMS; and of a shipped policy it does at most
 MOVED = 0.01
 
 
@@ -44,29 +46,46 @@ def _vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     leave_out(request.param, monkeypatch)
 
 
+def in_bfloat16(x: Tensor) -> Tensor:
+    return x.bfloat16().float()
+
+
+def in_rows_of_bytes(x: Tensor) -> Tensor:
+    whole, units = in_bytes(x)
+    return whole * units[:, None]
+
+
+ROUND = {"bf16": in_bfloat16, "int8": in_rows_of_bytes}
+
+
 class RoundedAffine(Affine):
-    """Both factors are rounded to bfloat16; products and sums are in single precision."""
+    """Both factors are rounded; products and sums are in single precision."""
+
+    precision: str
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        return torch.addmm(self.bias, x.bfloat16().float(), self.weight.bfloat16().float().t(), out=out)
+        with torch.no_grad():
+            x, weight = ROUND[self.precision](x), ROUND[self.precision](self.weight)
+            return torch.addmm(self.bias, x, weight.t(), out=out)
 
 
-def rounded(weights: Any) -> Any:
-    """The weights of a block with which its instruction computes what compiled code does in bfloat16."""
+def rounded(weights: Any, precision: str) -> Any:
+    """The weights of a block with which its instruction computes what compiled code does in a precision."""
     if not isinstance(weights, (SelfAttentionWeights, FeedForwardWeights)):
         return weights
+    affine = type("", (RoundedAffine,), {"precision": precision})
     parts = {name: part for name, part in vars(weights).items() if isinstance(part, Affine)}
-    return replace(weights, **{name: RoundedAffine(part.weight, part.bias) for name, part in parts.items()})
+    return replace(weights, **{name: affine(part.weight, part.bias) for name, part in parts.items()})
 
 
-def act_rounded(policy: Any, plan: Any, batch: int = 3) -> Tensor:
+def act_rounded(policy: Any, plan: Any, precision: str, batch: int = 3) -> Tensor:
     """What the program puts out from Python, with rounded operands."""
     make_constants = program_cache.Constants
     with pytest.MonkeyPatch.context() as monkeypatch:
 
         def constants(*arguments: Any) -> Any:
             made = make_constants(*arguments)
-            made.weights = [rounded(weights) for weights in made.weights]
+            made.weights = [rounded(weights, precision) for weights in made.weights]
             return made
 
         without_compiler(monkeypatch)
@@ -75,50 +94,52 @@ def act_rounded(policy: Any, plan: Any, batch: int = 3) -> Tensor:
         return act(bacinfer.apply(copy.deepcopy(policy), plan, engine="fused"), batch)
 
 
-def act_in_bf16(policy: Any, plan: Any, engine: str = "fused", batch: int = 3) -> Tensor:
-    return act(bacinfer.apply(copy.deepcopy(policy), plan, engine=engine, precision="bf16"), batch)
+def act_in(precision: str, policy: Any, plan: Any, engine: str = "fused", batch: int = 3) -> Tensor:
+    return act(bacinfer.apply(copy.deepcopy(policy), plan, engine=engine, precision=precision), batch)
 
 
 # -- what it computes ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("_vectors")
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("variant", POLICIES)
 @torch.no_grad()
-def test_blocks_compute_what_pytorch_does_with_rounded_operands(variant: str) -> None:
+def test_blocks_compute_what_pytorch_does_with_rounded_operands(variant: str, precision: str) -> None:
     program = make_program(variant)
     residuals = program.buffers.residuals
     for block in program.blocks:
-        found, single = (run_block(program, block, halves).clone() for halves in (True, False))
+        found, single = (run_block(program, block, which).clone() for which in (precision, None))
         program.encode_condition()
-        replace(block, weights=rounded(block.weights)).run(program.buffers)
+        replace(block, weights=rounded(block.weights, precision)).run(program.buffers)
         expected = residuals[block.block]
         largest = expected.abs().max()
         error, of_single = ((other - expected).abs() / largest for other in (found, single))
-        assert error.max() < ONE_ROUNDING
+        assert error.max() < ONE_ROUNDING[precision]
         assert error.mean() < ERROR
         assert isinstance(block, op.CrossAttention) or of_single.mean() > 5 * ERROR
 
 
-def run_block(program: Program, block: Any, halves: bool) -> Tensor:
+def run_block(program: Program, block: Any, precision: str | None) -> Tensor:
     alone = copy.copy(program)
     alone.instructions = [block]
-    runners.NativeProgram(alone, halves=halves).run()
+    runners.NativeProgram(alone, precision=precision).run()
     return program.buffers.residuals[block.block]
 
 
 @pytest.mark.usefixtures("_vectors")
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_actions_are_those_of_rounded_operands(variant: str) -> None:
+def test_actions_are_those_of_rounded_operands(variant: str, precision: str) -> None:
     policy = make_policy(variant)
     every = CacheSchedule(K, {block.key: range(0, K, 2) for block in find_blocks(policy.model)})
     for plan in (SamplingPlan(), SamplingPlan(every)):
         if policy.num_inference_steps != K and plan.cache is not None:
             continue
-        expected = act_rounded(policy, plan)
+        expected = act_rounded(policy, plan, precision)
         moved = rms(act(bacinfer.apply(copy.deepcopy(policy), plan)) - expected)
         assert moved > NOTICEABLE
-        assert rms(act_in_bf16(policy, plan) - expected) < moved / 2
+        assert rms(act_in(precision, policy, plan) - expected) < moved / 2
 
 
 @settings(max_examples=20, deadline=None)
@@ -126,11 +147,12 @@ def test_actions_are_those_of_rounded_operands(variant: str) -> None:
 def test_random_schedules_shapes_and_schedulers_are_those_of_rounded_operands(data: st.DataObject) -> None:
     policy, schedule, batch = draw_policy(data)
     plan = SamplingPlan(schedule)
-    expected = act_rounded(policy, plan, batch)
+    precision = data.draw(st.sampled_from(PRECISIONS))
+    expected = act_rounded(policy, plan, precision, batch)
     moved = rms(act(bacinfer.apply(copy.deepcopy(policy), plan), batch) - expected)
     with pytest.MonkeyPatch.context() as monkeypatch:
         leave_out(data.draw(st.sampled_from(LEFT_OUT)), monkeypatch)
-        found = act_in_bf16(policy, plan, batch=batch)
+        found = act_in(precision, policy, plan, batch=batch)
     assert rms(found - expected) <= max(moved / 2, NOTICEABLE)
 
 
@@ -138,13 +160,14 @@ def rms(difference: Tensor) -> float:
     return difference.square().mean().sqrt().item()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 7])
 @pytest.mark.parametrize("batch", [1, 5])
 def test_threads_give_the_same_actions_every_time(
-    num_threads: int, batch: int, monkeypatch: pytest.MonkeyPatch
+    num_threads: int, batch: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "MULTIPLICATIONS_OF_A_THREAD", 1)
-    policy = bacinfer.apply(make_policy(), SamplingPlan(), precision="bf16")
+    policy = bacinfer.apply(make_policy(), SamplingPlan(), precision=precision)
     alone, before = act(policy, batch), torch.get_num_threads()
     try:
         torch.set_num_threads(num_threads)
@@ -152,10 +175,12 @@ def test_threads_give_the_same_actions_every_time(
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(other, found[0]) for other in found)
-    assert rms(found[0] - alone) < rms(act(make_policy(), batch) - alone) / 2
+    part = {"bf16": 0.5, "int8": 1.0}[precision]  # in bytes, each thread has units of its own for its hidden columns
+    assert rms(found[0] - alone) < part * rms(act(make_policy(), batch) - alone)
 
 
-def test_the_shipped_policies_actions_move_by_little() -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_shipped_policies_actions_move_by_little(precision: str) -> None:
     policy = bacinfer.load_policy(PUSHT)
     plan = SamplingPlan(sampler=Sampler("own", 10))
     observation = {"obs": torch.full((8, policy.n_obs_steps, policy.obs_dim), 256.0)}
@@ -165,32 +190,33 @@ def test_the_shipped_policies_actions_move_by_little() -> None:
         bacinfer.apply(policy, plan, **precision)
         return policy.normalizer["action"].normalize(policy.predict_action(observation)["action_pred"])
 
-    assert NOTICEABLE < rms(normalised(precision="bf16") - normalised()) < MOVED
+    assert NOTICEABLE < rms(normalised(precision=precision) - normalised()) < MOVED
 
 
 # -- what happens to the policy --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @torch.no_grad()
-def test_changed_weights_are_seen_at_the_next_call() -> None:
-    policy = bacinfer.apply(make_policy(), SamplingPlan(), precision="bf16")
+def test_changed_weights_are_seen_at_the_next_call(precision: str) -> None:
+    policy = bacinfer.apply(make_policy(), SamplingPlan(), precision=precision)
     before = act(policy)
     for layer in policy.model.decoder.layers:
         layer.linear1.weight *= 1.5
     after = act(policy)
     assert rms(after - before) > NOTICEABLE
     bacinfer.remove(policy)
-    assert torch.equal(after, act_in_bf16(policy, SamplingPlan()))
+    assert torch.equal(after, act_in(precision, policy, SamplingPlan()))
 
 
 def test_a_policy_is_told_from_its_own_precision_and_restored() -> None:
     policy = make_policy()
     plain = act(policy)
-    for precision in ("bf16", None, "bf16"):
+    for precision in ("bf16", None, "int8"):
         bacinfer.apply(policy, SamplingPlan(), precision=precision)
         found = bacinfer.summary(policy)
         assert (found.engine, found.precision) == ("fused", precision)
-        assert ("in bf16" in str(found)) == (precision is not None)
+        assert (f"in {precision}" in str(found)) == (precision is not None)
     act(policy)
     bacinfer.remove(policy)
     assert torch.equal(act(policy), plain)
@@ -202,12 +228,13 @@ def test_a_policy_is_told_from_its_own_precision_and_restored() -> None:
 
 def test_unknown_precisions_and_engines_without_it_are_refused() -> None:
     policy = make_policy()
-    with pytest.raises(ValueError, match="unknown precision 'fp8'; there is bf16"):
+    with pytest.raises(ValueError, match="unknown precision 'fp8'; there is bf16, int8"):
         bacinfer.apply(policy, SamplingPlan(), precision="fp8")
     with pytest.raises(ValueError, match="'eager' computes blocks by the policy's own code, not in 'bf16'"):
         bacinfer.apply(policy, SamplingPlan(), engine="eager", precision="bf16")
-    with pytest.raises(ValueError, match="precision 'bf16' is not to be had"):
-        bacinfer.apply(policy, SamplingPlan(), engine="cuda_graph", precision="bf16")
+    for precision in PRECISIONS:
+        with pytest.raises(ValueError, match=f"precision '{precision}' is not to be had"):
+            bacinfer.apply(policy, SamplingPlan(), engine="cuda_graph", precision=precision)
     assert bacinfer.summary(policy).engine is None
 
 
@@ -225,7 +252,25 @@ def test_auto_refuses_what_it_would_leave_to_the_eager_engine() -> None:
     policy.__class__ = Other
     with pytest.raises(ValueError, match=r"Other\.conditional_sample is not a function that programs were written for"):
         bacinfer.apply(policy, SamplingPlan(), precision="bf16")
-    assert rms(act_in_bf16(policy, SamplingPlan()) - act_in_bf16(make_policy(), SamplingPlan())) == 0  # if asked for
+    assert torch.equal(act_in("bf16", policy, SamplingPlan()), act_in("bf16", make_policy(), SamplingPlan()))  # if asked for
+
+
+def test_bytes_are_for_compiled_code_alone() -> None:
+    runners.check_device("cuda_graph", torch.device("cuda"), "bf16")
+    with pytest.raises(UnsupportedPolicyError, match="the engine 'fused' on a CPU has that; this is 'cuda_graph' on cuda"):
+        runners.check_device("cuda_graph", torch.device("cuda"), "int8")
+
+
+@pytest.mark.usefixtures("_vectors")
+@torch.no_grad()
+def test_no_row_of_bytes_hides_what_is_not_finite() -> None:
+    for value in (float("nan"), float("inf"), -float("inf")):
+        program = make_program("causal")
+        block = next(block for block in program.blocks if isinstance(block, op.FeedForward))
+        program.buffers.x[4, 3] = value
+        finite = run_block(program, block, "int8").isfinite()
+        assert not finite[4].any()
+        assert finite[:4].all()
 
 
 def test_what_compiled_code_cannot_run_is_an_error_at_the_call() -> None:
