@@ -33,12 +33,13 @@ def test_a_table_of_engines_precisions_and_plans(
     data = json.loads((tmp_path / "bench.json").read_text())
     found = [(t["method"], t["engine"], t["precision"], t["batch"]) for t in data["timings"]]
     one = [("plain", None, None)]
-    ways = [("eager", None), ("onednn", None), ("fused", None), ("fused", "bf16")]
+    ways = [("eager", None), ("onednn", None), *(("fused", precision) for precision in (None, "bf16", "int8"))]
     one += [(method, *how) for method in ("lossless", "own:4") for how in ways]
     assert found == [(*variant, batch) for batch in (1, 3) for variant in one]
     for timing in data["timings"]:
         assert 0 < timing["p50"] <= timing["p99"]
-        assert (timing["product_share"] is None) == (timing["engine"] != "fused")
+        assert (timing["bandwidth_share"] is None) == (timing["engine"] != "fused")
+        assert (timing["product_share"] is None) == (timing["engine"] != "fused" or timing["precision"] == "int8")
     plain = {t["batch"]: t["p50"] for t in data["timings"] if t["engine"] is None}
     assert all(t["speedup"] == pytest.approx(plain[t["batch"]] / t["p50"]) for t in data["timings"])
     assert data["machine"]["product_rate"] > 1e9
@@ -51,11 +52,12 @@ def test_a_table_of_engines_precisions_and_plans(
 @pytest.mark.usefixtures("_known_machine")
 def test_shares_are_of_the_machine_in_the_variants_precision(command: list[str], tmp_path: Path) -> None:
     assert main([*command, f"--output_dir={tmp_path}", "--methods=lossless", "--engines=fused"]) == 0
-    _, single, half = json.loads((tmp_path / "bench.json").read_text())["timings"]
+    _, single, half, byte = json.loads((tmp_path / "bench.json").read_text())["timings"]
     for timing, rate, size in ((single, 1e9, 4), (half, 4e9, 2)):
         # each weight is read for 16 rows, and multiplied and added with each
         weights = timing["bandwidth_share"] * timing["p50"] * 1e9 / size
         assert timing["product_share"] == pytest.approx(2 * 16 * weights / timing["p50"] / rate)
+    assert byte["bandwidth_share"] * byte["p50"] == pytest.approx(single["bandwidth_share"] * single["p50"] / 4)
     assert single["product_share"] * single["p50"] == pytest.approx(4 * half["product_share"] * half["p50"])
 
 

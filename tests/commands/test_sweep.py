@@ -117,7 +117,7 @@ def test_a_results_directory_that_cannot_be_recorded() -> None:
         ({"checkpoint_type": "best"}, "expected one of max, avg"),
         ({"method": "taylor"}, "no such method"),
         ({"n_test": 0}, "--n_test 0"),
-        ({"precision": "fp8"}, "unknown precision 'fp8'; there is bf16"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'; there is bf16, int8"),
         ({"seed": 0, "training_seed": 1}, "seed=0 is the old name of training_seed=1"),
         ({"method": "ddim:4", "num_caches": 10}, "num_caches=10 has no effect with method=ddim:4"),
         ({"method": "ddim:4", "num_bu_blocks": 0, "metric": "l1"}, "num_bu_blocks=0, metric=l1 has no effect"),

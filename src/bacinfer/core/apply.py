@@ -82,7 +82,8 @@ def apply(
             ``cuda_graph`` as one CUDA graph; ``auto`` is the fastest that can, of all but ``onednn``.
         precision: ``bf16`` rounds the weights of self-attention and feed-forward blocks, and what they are multiplied
             with, to bfloat16, and adds in single precision; only in compiled code on a CPU and in the kernels of
-            `cuda_graph`. None: the policy's own.
+            `cuda_graph`. ``int8`` rounds them to bytes, with a scale for each output of a weight and each row that it
+            meets; only in compiled code. None: the policy's own.
         for_this_policy: Whether a plan that was made for another policy, other weights included, is refused.
         stateful: Whether the plan may start a call from the last one's trajectory (`SamplingPlan.warm_start`). Then
             this policy must serve one stream of calls, one robot or one batch of environments in a fixed order, and

@@ -16,7 +16,7 @@ from bacinfer.measurement.latency import measure_latencies
 from bacinfer.measurement.machine import Machine, measure_machine
 
 PLAIN = "plain"
-_BYTES_OF_A_WEIGHT = {None: 4, "bf16": 2}
+_BYTES_OF_A_WEIGHT = {None: 4, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class Timing:
         speedup: Against the plain policy, timed in turn with it at the same batch.
         product_share: How much of the machine's product rate, in the variant's precision, the products with the
             weights of self-attention and feed-forward blocks make up; None where an engine does not say what it
-            multiplies with.
-        bandwidth_share: How much of its bandwidth it takes to read these weights once a step; likewise.
+            multiplies with, and for int8, whose rate is not measured.
+        bandwidth_share: How much of its bandwidth it takes to read these weights once a step; None where an engine does
+            not say.
     """
 
     variant: Variant
@@ -139,9 +140,9 @@ def _shares(
     # the program folds cross-attention's projections into a few vectors, once a call
     schedule, blocks = applied.phases[-1].schedule, [block for block in applied.blocks if block.kind != "mha_block"]
     weights = sum(schedule.num_updates(block.key) * block.num_weights for block in blocks)
-    rate = machine.product_rate if variant.precision is None else machine.product_rate_bf16
+    rate = {None: machine.product_rate, "bf16": machine.product_rate_bf16}.get(variant.precision)  # of int8: not known
     rows = batch * policy.model.pos_emb.shape[1]  # tokens of the stack
     return (
-        2 * rows * weights / seconds / rate,
+        None if rate is None else 2 * rows * weights / seconds / rate,
         _BYTES_OF_A_WEIGHT[variant.precision] * weights / seconds / machine.bandwidth,
     )

@@ -252,12 +252,16 @@ def test_auto_refuses_what_it_would_leave_to_the_eager_engine() -> None:
     policy.__class__ = Other
     with pytest.raises(ValueError, match=r"Other\.conditional_sample is not a function that programs were written for"):
         bacinfer.apply(policy, SamplingPlan(), precision="bf16")
-    assert torch.equal(act_in("bf16", policy, SamplingPlan()), act_in("bf16", make_policy(), SamplingPlan()))  # if asked for
+    assert torch.equal(
+        act_in("bf16", policy, SamplingPlan()), act_in("bf16", make_policy(), SamplingPlan())
+    )  # if asked for
 
 
 def test_bytes_are_for_compiled_code_alone() -> None:
     runners.check_device("cuda_graph", torch.device("cuda"), "bf16")
-    with pytest.raises(UnsupportedPolicyError, match="the engine 'fused' on a CPU has that; this is 'cuda_graph' on cuda"):
+    with pytest.raises(
+        UnsupportedPolicyError, match="the engine 'fused' on a CPU has that; this is 'cuda_graph' on cuda"
+    ):
         runners.check_device("cuda_graph", torch.device("cuda"), "int8")
 
 

@@ -195,7 +195,7 @@ class Affine:
         return self.weight.t().contiguous()
 
     def panels(self, width: int, precision: str | None = None) -> Tensor:
-        """Panels of `width` outputs [out / width, n, width], padded with 0: each is its part of the bias, then the weight.
+        """Panels of `width` outputs [out / width, n, width], padded with 0: each its part of the bias, then the weight.
 
         Args:
             precision: Of the weight. None: single, and n = 1 + in; "bf16": two inputs in the place of one number,

@@ -81,8 +81,10 @@ def check_device(name: str, device: torch.device, precision: str | None = None) 
     if precision is None or (name == "cuda_graph" and precision == BF16):
         return
     if name != "fused" or device.type != "cpu":
-        able = "the engines 'fused' on a CPU and 'cuda_graph' on a CUDA device have" if precision == BF16 else (
-            "the engine 'fused' on a CPU has"
+        able = (
+            "the engines 'fused' on a CPU and 'cuda_graph' on a CUDA device have"
+            if precision == BF16
+            else ("the engine 'fused' on a CPU has")
         )
         raise UnsupportedPolicyError(f"{able} that; this is {name!r} on {device}")
     try:
