@@ -288,6 +288,19 @@ def test_what_compiled_code_cannot_run_is_an_error_at_the_call() -> None:
         act(policy)
 
 
+def test_rows_whose_sums_in_bytes_might_overflow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy()
+    hidden = policy.model.decoder.layers[0].linear1.out_features
+    for most, refused in ((hidden, False), (hidden - 1, True)):
+        monkeypatch.setattr(native, "MOST_BYTES_OF_A_ROW", most)
+        act_in("bf16", policy, SamplingPlan())
+        if refused:
+            with pytest.raises(RuntimeError, match=f"sums of more than {most} products of bytes might overflow"):
+                act_in("int8", policy, SamplingPlan())
+        else:
+            act_in("int8", policy, SamplingPlan())
+
+
 def test_without_a_compiler_it_is_refused_before_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     def unavailable() -> Any:
         raise NativeUnavailableError("there is no C++ compiler (c++)")

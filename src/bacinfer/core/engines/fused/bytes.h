@@ -38,7 +38,7 @@ inline void put(Quad* quads, Vec shifted) {
 }
 
 // Sums are whole numbers in the place of floats, and weights without a sign, 128 too large: so sums begin with what that
-// makes of a row. They do not overflow: a product of 2^16 columns is below 2^31.
+// makes of a row.
 inline Vec first_sum(const Scale& scale) { return (Vec)(IntVec{} - 128 * scale.sum); }
 inline Vec single(Vec sums) { return __builtin_convertvector((IntVec)sums, Vec); }
 

@@ -74,6 +74,8 @@ thread gains nothing at a width of 32, and a sixth at 48.)"""
 
 PRECISIONS = (None, "bf16", "int8")
 """Of the products with the weights of self-attention and feed-forward blocks; None: single."""
+MOST_BYTES_OF_A_ROW = 1 << 16
+"""Whose products' sum is below 2^31."""
 _KINDS = (op.SelfAttention, op.CrossAttention, op.FeedForward)
 _OPERATIONS: tuple[Any, ...] = (
     *(op.Paint, op.SetTimeToken, op.Embed, op.AddResiduals, op.StoreTotal, op.AddTotal),
@@ -97,6 +99,9 @@ class NativeProgram:
 
     def __init__(self, program: Program, *, precision: str | None = None) -> None:
         _check(program)
+        affines = _affines(program, precision)
+        if any(which == "int8" and affine.weight.shape[1] > MOST_BYTES_OF_A_ROW for affine, which in affines):
+            raise NativeUnavailableError(f"sums of more than {MOST_BYTES_OF_A_ROW} products of bytes might overflow")
         self._library = native_library()
         _check_structs(self._library)
         self.program = program
@@ -104,7 +109,7 @@ class NativeProgram:
         hidden_widths = [len(w.first.bias) for w in program.constants.weights if isinstance(w, FeedForwardWeights)]
         hidden_width = max(hidden_widths, default=0)
         self._hidden = program.buffers.x.new_zeros(len(program.buffers.x), hidden_width)
-        join_panels(_affines(program, precision), self._library.panel_width())
+        join_panels(affines, self._library.panel_width())
         self._kept: list[Any] = []  # what the structs point to
         self._struct = self._encode()
 
