@@ -23,7 +23,8 @@ from bacinfer.core.blocks import find_blocks
 from bacinfer.core.engines.base import UnsupportedPolicyError
 from bacinfer.core.engines.fused import instructions as op
 from bacinfer.core.engines.fused import native, program_cache, runners
-from bacinfer.core.engines.fused.denoiser import Affine, FeedForwardWeights, SelfAttentionWeights, in_bytes
+from bacinfer.core.engines.fused.affine import Affine, in_bytes
+from bacinfer.core.engines.fused.denoiser import FeedForwardWeights, SelfAttentionWeights
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError
 from bacinfer.core.engines.fused.program import Program
 from core.fused.fused_helpers import LEFT_OUT, act, draw_policy, leave_out, make_policy

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bacinfer.core.engines.denoising_steps import DenoisingSteps
+from bacinfer.core.engines.fused.affine import Affine
 from bacinfer.core.engines.fused.denoiser import (
-    Affine,
     CrossAttentionWeights,
     FoldedTokens,
     Norm,

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from bacinfer.core.blocks import Block
 from bacinfer.core.engines.base import UnsupportedPolicyError
+from bacinfer.core.engines.fused.affine import Affine
 from bacinfer.core.engines.fused.denoiser import (
-    Affine,
     FeedForwardWeights,
     Norm,
     SelfAttentionWeights,

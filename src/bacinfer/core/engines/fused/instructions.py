@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bacinfer.core.engines.denoising_steps import DenoisingStep, Keep
+from bacinfer.core.engines.fused.affine import Affine
 from bacinfer.core.engines.fused.buffers import Buffers, Condition
 from bacinfer.core.engines.fused.denoiser import (
-    Affine,
     CrossAttentionWeights,
     FeedForwardWeights,
     FoldedTokens,

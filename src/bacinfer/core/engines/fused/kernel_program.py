@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bacinfer.core.engines.fused import instructions as op
-from bacinfer.core.engines.fused.denoiser import Affine, Denoiser, FeedForwardWeights, Norm
+from bacinfer.core.engines.fused.affine import Affine
+from bacinfer.core.engines.fused.denoiser import Denoiser, FeedForwardWeights, Norm
 from bacinfer.core.engines.fused.native import ACTIVATIONS, activation_of, unknown_part
 from bacinfer.core.engines.fused.program import Program
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bacinfer.core.engines.fused import instructions as op
-from bacinfer.core.engines.fused.denoiser import Affine, CrossAttentionWeights, FeedForwardWeights, Norm, join_panels
+from bacinfer.core.engines.fused.affine import Affine, join_panels
+from bacinfer.core.engines.fused.denoiser import CrossAttentionWeights, FeedForwardWeights, Norm
 from bacinfer.core.engines.fused.native_library import NativeUnavailableError, native_library, openmp
 from bacinfer.core.engines.fused.program import BlockInstruction, Program
 from bacinfer.core.engines.sampling_call import SamplingCall
