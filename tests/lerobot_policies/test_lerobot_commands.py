@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,11 @@ def test_new_policies_have_their_processors_from_lerobot(checkpoint: Path, plan:
         ("steps --lerobot {checkpoint} -o {out}", "--lerobot needs --dataset"),
         ("steps -c {checkpoint} --dataset {dataset} -o {out}", "--dataset is for --lerobot"),
         (
+            "steps --lerobot {checkpoint} --dataset {checkpoint} -o {out}",
+            "no data set of LeRobot's, it has no meta/info",
+        ),
+        ("steps --lerobot {checkpoint} --dataset {nothing} -o {out}", "and no such data set on the Hub"),
+        (
             "steps --lerobot {checkpoint} --dataset {dataset} -o {out} --demo_idx 2 --num_caches 3",
             "there is no episode 2: the data set has 2",
         ),
@@ -145,6 +151,26 @@ def test_mistakes(
     assert main([part.format(nothing=tmp_path / "nothing", **paths) for part in arguments.split()]) == 2
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "{", "config.json, line 1: this is no JSON"),
+        ("config.json", '{"type": "nothing"}', "Policy type 'nothing'"),
+        ("config.json", '{"type": "multi_task_dit", "new": 1}', "config.json: The fields `new` are not valid"),
+        ("config.json", '{"type": "multi_task_dit_bac"}', "holds a plan already; name the checkpoint that it was"),
+        ("config.json", '{"type": "act"}', "ACTPolicy is no LeRobot policy that can be cached"),
+        ("model.safetensors", "no weights", "cannot be run: Error while deserializing"),
+    ],
+)
+def test_checkpoints_that_cannot_be_run(
+    name: str, content: str, message: str, checkpoint: Path, plan: Path, tmp_path: Path, capsys: Any
+) -> None:
+    damaged = shutil.copytree(checkpoint, tmp_path / "damaged")
+    (damaged / name).write_text(content)
+    assert main(["lerobot", "export", str(damaged), str(plan), str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_lerobot_eval_runs_it(checkpoint: Path, plan: Path, tmp_path: Path) -> None:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.datasets.utils import INFO_PATH
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from safetensors import SafetensorError, safe_open
 
 from bacinfer.core.apply import apply
 from bacinfer.core.plan import Fingerprint, SamplingPlan
 from bacinfer.files import atomic_write, read_json, write_json
 from bacinfer.lerobot.installation import CONFIG, WEIGHTS
-from bacinfer.lerobot.registry import SUFFIX, handle
+from bacinfer.lerobot.registry import SUFFIX, adapter_of, handle
 
 if TYPE_CHECKING:
     from lerobot.policies.pretrained import PreTrainedPolicy
@@ -29,7 +32,8 @@ def load_policy(checkpoint: Path, device: str = "cpu") -> PreTrainedPolicy:
 
     Raises:
         FileNotFoundError: the directory lacks a file.
-        ValueError: its type is none of LeRobot's, or it adapts another checkpoint (PEFT).
+        ValueError: a file is damaged or another release's, there is no adapter for its type, it holds a plan already,
+            or it adapts another checkpoint (PEFT).
     """
     for name in (CONFIG, WEIGHTS):
         if not (checkpoint / name).is_file():
@@ -37,10 +41,30 @@ def load_policy(checkpoint: Path, device: str = "cpu") -> PreTrainedPolicy:
                 f"{checkpoint} is no checkpoint of LeRobot's, it has no {name}; name the directory that has it "
                 f"(outputs/train/…/checkpoints/last/pretrained_model)"
             )
-    config = PreTrainedConfig.from_pretrained(checkpoint, cli_overrides=[f"--device={device}"])
+    config = _read_config(checkpoint, device)
+    policy_class = get_policy_class(config.type)
+    try:
+        adapter_of(policy_class)
+        with safe_open(checkpoint / WEIGHTS, "pt"):  # which some policies only warn of, and go on with random ones
+            pass
+    except (TypeError, SafetensorError) as error:
+        raise ValueError(f"{checkpoint} cannot be run: {error}") from error
+    return policy_class.from_pretrained(checkpoint, config=config)
+
+
+def _read_config(checkpoint: Path, device: str) -> PreTrainedConfig:
+    from draccus.utils import DraccusException  # not before lerobot, whose absence has a sentence
+
+    written = read_json(checkpoint / CONFIG)
+    if isinstance(written, dict) and str(written.get("type")).endswith(SUFFIX):
+        raise ValueError(f"{checkpoint} holds a plan already; name the checkpoint that it was exported from")
+    try:
+        config = PreTrainedConfig.from_pretrained(checkpoint, cli_overrides=[f"--device={device}"])
+    except (ValueError, TypeError, DraccusException) as error:
+        raise ValueError(f"lerobot {version('lerobot')} cannot read {checkpoint / CONFIG}: {error}") from error
     if config.use_peft:
         raise ValueError(f"{checkpoint} holds an adapter of another checkpoint (PEFT); merge the two first")
-    return get_policy_class(config.type).from_pretrained(checkpoint, config=config)
+    return config
 
 
 def load_preprocessor(checkpoint: Path, policy: PreTrainedPolicy) -> Preprocessor:
@@ -61,11 +85,13 @@ class Episodes:
         dataset: The directory of a LeRobot data set, or its name on the Hub.
         preprocessor: What the policy's observations go through.
         chunk: How many steps lie between two calls of the policy.
+
+    Raises:
+        FileNotFoundError: there is no such data set.
     """
 
     def __init__(self, dataset: str, preprocessor: Preprocessor, chunk: int) -> None:
-        root = Path(dataset)
-        self.dataset = LeRobotDataset(root.name, root=root) if root.is_dir() else LeRobotDataset(dataset)
+        self.dataset = _read_dataset(dataset)
         self.preprocessor = preprocessor
         self.chunk = chunk
 
@@ -82,6 +108,18 @@ class Episodes:
         for index in frames[:num_observations]:
             frame = self.dataset[index]
             yield self.preprocessor({k: v for k, v in frame.items() if k == "task" or k.startswith("observation.")})
+
+
+def _read_dataset(dataset: str) -> LeRobotDataset:
+    root = Path(dataset)
+    if (root / INFO_PATH).is_file():
+        return LeRobotDataset(root.name, root=root)
+    if root.is_dir():
+        raise FileNotFoundError(f"{root} is no data set of LeRobot's, it has no {INFO_PATH}")
+    try:
+        return LeRobotDataset(dataset)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"there is no directory {dataset}, and no such data set on the Hub: {error}") from error
 
 
 def export(checkpoint: Path, policy: PreTrainedPolicy, plan: SamplingPlan, out: Path) -> None:

@@ -30,6 +30,23 @@ SUFFIX = "_bac"
 """What is added to the type of a policy whose checkpoint holds a plan (see the plugin lerobot_policy_bacinfer)."""
 
 
+def adapter_of(policy_class: type) -> str:
+    """The module in `bacinfer.lerobot.adapters` for a class of policies.
+
+    Raises:
+        TypeError: there is none.
+    """
+    for base in policy_class.__mro__:
+        adapter = _ADAPTERS.get(f"{base.__module__}.{base.__qualname__}")
+        if adapter is not None:
+            return adapter
+    raise TypeError(
+        f"{policy_class.__module__}.{policy_class.__qualname__} is no LeRobot policy that can be cached; those of type "
+        f"{', '.join(SUPPORTED_TYPES)} can. For another one with a transformer and a denoising loop, write a "
+        f"bacinfer.PolicyHandle"
+    )
+
+
 def handle(policy: PreTrainedPolicy) -> PolicyHandle:
     """What a policy of LeRobot's is to bacinfer, for every function that takes a `bacinfer.PolicyHandle`.
 
@@ -37,13 +54,5 @@ def handle(policy: PreTrainedPolicy) -> PolicyHandle:
         TypeError: there is no adapter for it.
         ValueError: lerobot's code is another than its adapter was written for.
     """
-    for base in type(policy).__mro__:
-        adapter = _ADAPTERS.get(f"{base.__module__}.{base.__qualname__}")
-        if adapter is not None:
-            found = importlib.import_module(f"bacinfer.lerobot.adapters.{adapter}").handle(policy)
-            return replace(found, n_action_steps=policy.config.n_action_steps)
-    raise TypeError(
-        f"{type(policy).__module__}.{type(policy).__qualname__} is no LeRobot policy that can be cached; those of type "
-        f"{', '.join(SUPPORTED_TYPES)} can. For another one with a transformer and a denoising loop, write a "
-        f"bacinfer.PolicyHandle"
-    )
+    adapter = importlib.import_module(f"bacinfer.lerobot.adapters.{adapter_of(type(policy))}")
+    return replace(adapter.handle(policy), n_action_steps=policy.config.n_action_steps)
