@@ -22,6 +22,8 @@ from lerobot.policies.multi_task_dit import modeling_multi_task_dit
 import bacinfer.lerobot
 import tiny_lerobot as tiny
 from bacinfer import CacheSchedule, Sampler, SamplingPlan
+from bacinfer.lerobot.registry import SUPPORTED_TYPES
+from stand_in_cuda import policies_are_on_cuda, stand_in_for_cuda
 
 CASES: dict[str, dict[str, Any]] = {
     "DDPM": {},
@@ -212,10 +214,40 @@ def test_other_code_is_left_to_the_eager_engine(
     bacinfer.lerobot.remove(policy)
 
 
-def test_why_there_is_no_program_for_others(caplog: pytest.LogCaptureFixture, tmp_path: Any) -> None:
-    with caplog.at_level(logging.WARNING, "bacinfer"):
-        bacinfer.lerobot.apply(tiny.xvla(tmp_path), SamplingPlan())
-    assert "as no program was written for the denoising loop of a XVLAPolicy" in caplog.text
+@pytest.mark.parametrize("case", CASES)
+def test_on_cuda_auto_captures_it(case: str, made: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = made(case)
+    eager = act_with(policy, periodic(policy), "eager")
+    graphs = stand_in_for_cuda(monkeypatch)
+    policies_are_on_cuda(monkeypatch)
+    bacinfer.lerobot.apply(policy, periodic(policy))
+    for _ in range(2):
+        assert_equal_up_to_rounding(act(policy), eager)
+    assert bacinfer.lerobot.summary(policy).engine == "cuda_graph"
+    assert graphs[-2].replays == 2
+    bacinfer.lerobot.apply(policy, SamplingPlan(), precision="bf16")
+    with pytest.raises(RuntimeError, match="precision 'bf16' is not to be had for this policy: it takes GPU kernels"):
+        act(policy)
+
+
+@pytest.mark.parametrize("policy_type", [name for name in SUPPORTED_TYPES if name != "multi_task_dit"])
+def test_there_is_no_program_for_others_on_any_device(
+    policy_type: str, caplog: pytest.LogCaptureFixture, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = getattr(tiny, policy_type)(tmp_path)
+    plain = act(policy)
+    for is_on_cuda in (False, True):
+        if is_on_cuda:
+            stand_in_for_cuda(monkeypatch)
+            policies_are_on_cuda(monkeypatch)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "bacinfer"):
+            bacinfer.lerobot.apply(policy, SamplingPlan())
+        assert "as no program was written for the denoising loop of a" in caplog.text
+        assert torch.equal(act(policy), plain)
+        assert bacinfer.lerobot.summary(policy).engine == "eager"
+        with pytest.raises(ValueError, match="'bf16' is not to be had for this policy: no program was written for"):
+            bacinfer.lerobot.apply(policy, SamplingPlan(), precision="bf16")
 
 
 def test_copies_work_and_share_nothing(made: Callable[[str], Any]) -> None:

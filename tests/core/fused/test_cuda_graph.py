@@ -1,73 +1,26 @@
-"""The logic of captured programs, with a stand-in for CUDA graphs that works as they do: what ran during the capture
-runs again, on the very same memory. On a machine with CUDA, the real ones as well."""
+"""The logic of captured programs, with a stand-in for CUDA graphs; on a machine with CUDA, the real ones as well."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import bacinfer
 from bacinfer import FastDiffusionPolicy
 from bacinfer.core.engines import choose
-from bacinfer.core.engines.fused import cuda_graph, engine
+from bacinfer.core.engines.fused import cuda_graph
 from core.fused.fused_helpers import act, assert_agree, make_policy, remove_cache, with_cache
+from stand_in_cuda import StandInGraph, stand_in_for_cuda
 from tiny_policies import VARIANTS, observations
-
-
-class StandInGraph(TorchDispatchMode):
-    """Records the operations of its capture; a replay repeats them and writes their results to where they were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[Any] = []
-        self.replays = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.operations.append((func, args, kwargs or {}, result))
-        return result
-
-    def replay(self) -> None:
-        self.replays += 1
-        with torch.no_grad():
-            for func, args, kwargs, result in self.operations:
-                for old, new in zip(tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True):
-                    if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                        old.copy_(new)
-
-
-class StandInStream:
-    def wait_stream(self, other: Any) -> None: ...
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[StandInGraph]:
-    """The graphs that are captured, on a machine without CUDA."""
-    captured: list[StandInGraph] = []
-
-    @contextmanager
-    def capture(graph: StandInGraph) -> Iterator[None]:
-        captured.append(graph)
-        with torch.random.fork_rng(), graph:  # what is captured does not run
-            yield
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", StandInGraph)
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(torch.cuda, "Stream", StandInStream)
-    monkeypatch.setattr(torch.cuda, "current_stream", StandInStream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(engine, "check_device", lambda *_: None)
-    monkeypatch.setattr(cuda_graph, "obstacle_to_kernels", lambda _: "a stand-in records calls of PyTorch alone")
-    return captured
+    return stand_in_for_cuda(monkeypatch)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -25,6 +25,8 @@ from bacinfer.core.engines.fused.program import Program
 from bacinfer.core.engines.sampling_call import SamplingCall
 from core.fused import fused_helpers
 from core.fused.fused_helpers import make_constants, make_scheduler
+from core.fused.test_precision import NOTICEABLE, PRECISIONS, act_rounded, rms
+from stand_in_cuda import policies_are_on_cuda, stand_in_for_cuda
 from tiny_dit import CONDITION, HORIZON, TinyDiT, TinyDiTPolicy, tiny_dit_policy
 
 VISIBLE = 1e-3  # a difference of normalised actions that rounding does not make
@@ -180,6 +182,38 @@ def test_autocast_is_followed() -> None:
     # (the eager engine's are 0.004 from it)
     assert 1e-5 < (halved - exact).abs().max() < 0.03
     assert torch.equal(act(fused), exact)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("sizes", [{"width": 40}, {"rotary": False}])
+def test_products_in_a_precision_are_those_of_rounded_operands(sizes: dict[str, Any], precision: str) -> None:
+    policy = make_policy(**sizes)
+    for plan in (SamplingPlan(), SamplingPlan(periodic(policy))):
+        expected = act_rounded(policy, plan, precision, call=act)
+        moved = rms(act(with_plan(policy, plan, "fused")) - expected)
+        assert moved > NOTICEABLE
+        rounded = bacinfer.apply(copy.deepcopy(policy), plan, engine="fused", precision=precision)
+        assert rms(act(rounded) - expected) < moved / 2
+
+
+def test_on_cuda_it_is_a_graph_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = stand_in_for_cuda(monkeypatch)
+    policies_are_on_cuda(monkeypatch)
+    policy = make_policy()
+    cached = with_plan(policy, periodic(policy), "cuda_graph")
+    for _ in range(2):
+        assert_agree(act(cached), with_plan(policy, periodic(policy), "eager"))
+    assert [graph.replays for graph in graphs] == [
+        1,
+        0,
+        2,
+        2,
+    ]  # of the comparison, and its own; each with that of noise
+    halved = bacinfer.apply(copy.deepcopy(policy), SamplingPlan(), engine="cuda_graph", precision="bf16")
+    with pytest.raises(
+        RuntimeError, match="bf16' is not to be had for this policy: it takes GPU kernels, and they are"
+    ):
+        act(halved)
 
 
 def scale_modulation(policy: Any) -> None:

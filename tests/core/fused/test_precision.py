@@ -7,6 +7,7 @@ operand's rounding makes of them, and all others by what single precision does.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from bacinfer.core.engines.fused.native_library import NativeUnavailableError
 from bacinfer.core.engines.fused.program import Program
 from core.fused.fused_helpers import LEFT_OUT, act, draw_policy, leave_out, make_policy
 from core.fused.test_fused_engine import without_compiler
-from core.fused.test_native import POLICIES, make_program
+from core.fused.test_native import DITS, POLICIES, make_program
 from helpers import TinyPolicy
 from tiny_policies import VARIANTS, K
 
@@ -79,7 +80,9 @@ def rounded(weights: Any, precision: str) -> Any:
     return replace(weights, **{name: affine(part.weight, part.bias) for name, part in parts.items()})
 
 
-def act_rounded(policy: Any, plan: Any, precision: str, batch: int = 3) -> Tensor:
+def act_rounded(
+    policy: Any, plan: Any, precision: str, batch: int = 3, call: Callable[..., Tensor] = act
+) -> Tensor:
     """What the program puts out from Python, with rounded operands."""
     make_constants = program_cache.Constants
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -92,7 +95,7 @@ def act_rounded(policy: Any, plan: Any, precision: str, batch: int = 3) -> Tenso
         without_compiler(monkeypatch)
         monkeypatch.setattr(program_cache, "Constants", constants)
         monkeypatch.setattr(program_cache, "compare", lambda *_: None)
-        return act(bacinfer.apply(copy.deepcopy(policy), plan, engine="fused"), batch)
+        return call(bacinfer.apply(copy.deepcopy(policy), plan, engine="fused"), batch)
 
 
 def act_in(precision: str, policy: Any, plan: Any, engine: str = "fused", batch: int = 3) -> Tensor:
@@ -104,7 +107,7 @@ def act_in(precision: str, policy: Any, plan: Any, engine: str = "fused", batch:
 
 @pytest.mark.usefixtures("_vectors")
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("variant", POLICIES)
+@pytest.mark.parametrize("variant", [*POLICIES, *DITS])
 @torch.no_grad()
 def test_blocks_compute_what_pytorch_does_with_rounded_operands(variant: str, precision: str) -> None:
     program = make_program(variant)
