@@ -17,13 +17,12 @@ if importlib.util.find_spec("lerobot") is None:
 import tiny_lerobot as tiny
 from snippets import LEROBOT_PAGE, ROOT, commands, python_of
 
-SHORT_EPISODES = " --env.episode_length=7 --eval.n_episodes=1"
+SHORT_EPISODES = " --env.episode_length=7 --eval.n_episodes=2"
 FEW_EPISODES = ",episode_length=7 --methods=own:5 --n_test=2 --n_envs=2 --latency_calls=1"
 SMALL = "observation_height=96", "observation_width=96"
 SHORTER = {  # (the last of equal flags counts)
-    "lerobot-eval --policy.path=outputs/pusht_lerobot_ten": f"{SHORT_EPISODES} --eval.batch_size=1",
-    "lerobot-eval --policy.path=outputs/pusht_bac": f"{SHORT_EPISODES} --eval.use_async_envs=false"
-    + "".join(f" --env.{setting}" for setting in SMALL),
+    "lerobot-eval --policy.path=outputs/pusht_lerobot_ten": f"{SHORT_EPISODES} --eval.batch_size=2",
+    "lerobot-eval --policy.path=outputs/pusht_bac": SHORT_EPISODES + "".join(f" --env.{setting}" for setting in SMALL),
     "bacinfer compare --lerobot assets": f" --env=pusht,obs_type=environment_state_agent_pos{FEW_EPISODES}",
     "bacinfer calibrate": f" --env=pusht,episode_length=7,{','.join(SMALL)} --methods=own:5 --rounds=2 --fresh=2",
     "bacinfer compare --lerobot outputs": f" --env=pusht,{','.join(SMALL)}{FEW_EPISODES}",
