@@ -161,6 +161,11 @@ def test_mistakes(
         ("config.json", '{"type": "multi_task_dit", "new": 1}', "config.json: The fields `new` are not valid"),
         ("config.json", '{"type": "multi_task_dit_bac"}', "holds a plan already; name the checkpoint that it was"),
         ("config.json", '{"type": "act"}', "ACTPolicy is no LeRobot policy that can be cached"),
+        (
+            "config.json",
+            '{"type": "multi_task_dit", "text_encoder_name": "no/such/clip"}',
+            "encoders that its config.json",
+        ),
         ("model.safetensors", "no weights", "cannot be run: Error while deserializing"),
     ],
 )

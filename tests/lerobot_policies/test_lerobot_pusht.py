@@ -89,6 +89,8 @@ def test_the_environments_state_becomes_a_part_of_the_state() -> None:
     assert found[PipelineFeatureType.OBSERVATION] == {OBS_STATE: PolicyFeature(FeatureType.STATE, (18,))}
     assert found[PipelineFeatureType.ACTION] == features[PipelineFeatureType.ACTION]
     assert OBS_ENV_STATE in features[PipelineFeatureType.OBSERVATION]
+    with pytest.raises(ValueError, match=r"but observation\.environment_state was not observed: LeRobot's Push-T"):
+        step.observation({OBS_STATE: robot})
 
 
 def test_training_shows_what_the_environment_shows() -> None:

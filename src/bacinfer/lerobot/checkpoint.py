@@ -32,8 +32,8 @@ def load_policy(checkpoint: Path, device: str = "cpu") -> PreTrainedPolicy:
 
     Raises:
         FileNotFoundError: the directory lacks a file.
-        ValueError: a file is damaged or another release's, there is no adapter for its type, it holds a plan already,
-            or it adapts another checkpoint (PEFT).
+        ValueError: a file is damaged or another release's, an encoder that it names is missing, there is no adapter for
+            its type, it holds a plan already, or it adapts another checkpoint (PEFT).
     """
     for name in (CONFIG, WEIGHTS):
         if not (checkpoint / name).is_file():
@@ -49,7 +49,13 @@ def load_policy(checkpoint: Path, device: str = "cpu") -> PreTrainedPolicy:
             pass
     except (TypeError, SafetensorError) as error:
         raise ValueError(f"{checkpoint} cannot be run: {error}") from error
-    return policy_class.from_pretrained(checkpoint, config=config)
+    try:
+        return policy_class.from_pretrained(checkpoint, config=config)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"lerobot cannot make the policy of {checkpoint}: {error} (encoders that its {CONFIG} names are looked for "
+            f"from the working directory on, then on the Hub)"
+        ) from error
 
 
 def _read_config(checkpoint: Path, device: str) -> PreTrainedConfig:

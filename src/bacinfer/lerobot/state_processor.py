@@ -20,6 +20,12 @@ class AppendEnvironmentState(ObservationProcessorStep):
     """
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+        missing = [name for name in (OBS_STATE, OBS_ENV_STATE) if name not in observation]
+        if missing:
+            raise ValueError(
+                f"the policy's state is made of {OBS_STATE} and {OBS_ENV_STATE}, but {' and '.join(missing)} was not "
+                f"observed: LeRobot's Push-T shows both with obs_type=environment_state_agent_pos"
+            )
         rest = {name: value for name, value in observation.items() if name != OBS_ENV_STATE}
         return {**rest, OBS_STATE: torch.cat([observation[OBS_STATE], observation[OBS_ENV_STATE]], dim=-1)}
 
