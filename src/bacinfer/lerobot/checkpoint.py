@@ -45,7 +45,7 @@ def load_policy(checkpoint: Path, device: str = "cpu") -> PreTrainedPolicy:
     policy_class = get_policy_class(config.type)
     try:
         adapter_of(policy_class)
-        with safe_open(checkpoint / WEIGHTS, "pt"):  # which some policies only warn of, and go on with random ones
+        with safe_open(checkpoint / WEIGHTS, "pt"):  # pi0 only warns of damaged ones, and keeps random ones
             pass
     except (TypeError, SafetensorError) as error:
         raise ValueError(f"{checkpoint} cannot be run: {error}") from error
