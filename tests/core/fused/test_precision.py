@@ -80,9 +80,7 @@ def rounded(weights: Any, precision: str) -> Any:
     return replace(weights, **{name: affine(part.weight, part.bias) for name, part in parts.items()})
 
 
-def act_rounded(
-    policy: Any, plan: Any, precision: str, batch: int = 3, call: Callable[..., Tensor] = act
-) -> Tensor:
+def act_rounded(policy: Any, plan: Any, precision: str, batch: int = 3, call: Callable[..., Tensor] = act) -> Tensor:
     """What the program puts out from Python, with rounded operands."""
     make_constants = program_cache.Constants
     with pytest.MonkeyPatch.context() as monkeypatch:
