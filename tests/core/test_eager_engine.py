@@ -428,6 +428,16 @@ def test_train_mode_with_dropout_is_refused(policy: TinyPolicy) -> None:
     act(policy.eval())
 
 
+def test_train_mode_with_dropout_is_refused_of_a_module_that_came_after_a_call(policy: TinyPolicy) -> None:
+    apply_cache(policy)
+    act(policy)
+    policy.model.came_later = nn.Sequential(nn.Dropout(0.1)).eval()
+    act(policy)
+    policy.model.came_later[0].train()
+    with pytest.raises(RuntimeError, match=r"came_later\.0 is in train mode with dropout p = 0.1"):
+        act(policy)
+
+
 def test_train_mode_without_dropout_is_fine() -> None:
     layer = nn.TransformerDecoderLayer(WIDTH, 2, 16, dropout=0.0, batch_first=True)
     act(apply_cache(TinyPolicy(DecoderModel(nn.TransformerDecoder(layer, 1)))).train())

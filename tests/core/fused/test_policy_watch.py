@@ -51,6 +51,17 @@ def test_a_write_without_a_trace_is_found_in_time(index: int) -> None:
     assert calls_until_noticed(watch) <= NUM_PARTS
 
 
+@pytest.mark.parametrize("index", [0, 45_000, 89_999])
+def test_a_write_without_a_trace_is_found_in_a_part_that_is_compared_where_it_lies(index: int) -> None:
+    policy = Policy()
+    policy.model["large"] = nn.Linear(300, 300)
+    watch = PolicyWatch(ConditionalSample(policy))
+    assert any(len(views) == 1 and views[0].nbytes > 4096 for part in watch._parts for views in part)
+    assert all(watch.unchanged() for _ in range(NUM_PARTS))
+    policy.model["large"].weight.detach().numpy().flat[index] += 1
+    assert calls_until_noticed(watch) <= NUM_PARTS
+
+
 def test_every_byte_is_in_one_part() -> None:
     policy = Policy()
     watch = PolicyWatch(ConditionalSample(policy))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,10 @@ from bacinfer.core.engines.planned_scheduler import warm_steps
 from bacinfer.core.engines.sampling_call import SamplingCall
 from bacinfer.core.engines.trajectory import COLD, WARM, Trajectory
 from bacinfer.core.handle import PolicyHandle
+from bacinfer.core.module_tree import ModuleTree
 from bacinfer.core.patching import Patch, remove_patches
+
+_TRAINS = attrgetter("training")
 
 
 class EagerEngine:
@@ -38,6 +42,7 @@ class EagerEngine:
         self.reason = ""  # why this engine, where that was for the library to decide
         self.handle = PolicyHandle.of(policy)
         self.phases = tuple(phases)
+        self._modules = ModuleTree(self.handle.model)
         self.trajectory = Trajectory([phase.schedule.num_inference_steps for phase in phases])
         layers = [list(group) for _, group in groupby(blocks, key=lambda block: block.layer_name)]
         self.layers = [_CachedLayer(layer_blocks, phases, self.trajectory) for layer_blocks in layers]
@@ -65,17 +70,18 @@ class EagerEngine:
         """Nothing to do: the layers compute with the weights that they have."""
 
     def begin(self, phase: int = COLD) -> None:
-        now, K = PolicyHandle.of(self.policy), self.trajectory.lengths[COLD]
-        if (found := now.num_inference_steps) != K:
+        policy, K = self.policy, self.trajectory.lengths[COLD]
+        if (found := policy.num_inference_steps) != K:
             raise RuntimeError(
                 f"policy.num_inference_steps is {found}, but the cache was applied for K = {K}; apply a schedule for "
                 f"K = {found}, or remove the cache first"
             )
-        if now.model is not self.handle.model:
+        if policy.model is not self.handle.model:
             raise RuntimeError("policy.model was replaced after the cache was applied to it; apply the cache again")
         for layer in self.layers:
             layer.check_class()
-        _refuse_dropout(self.handle.model)
+        if any(map(_TRAINS, self._modules.now())):
+            _refuse_dropout(self.handle.model)
         self.trajectory.begin(phase)
 
     def denoise(self, call: SamplingCall) -> Tensor:
@@ -191,8 +197,6 @@ def _nothing_to_store(masks: Sequence[tuple[bool, ...]]) -> tuple[bool, ...]:
 
 
 def _refuse_dropout(model: nn.Module) -> None:
-    if not _trains(model):
-        return
     for name, module in model.named_modules():
         if module.training:
             p = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
@@ -201,14 +205,3 @@ def _refuse_dropout(model: nn.Module) -> None:
                     f"{name or type(model).__name__} is in train mode with dropout p = {p}, so a stored residual "
                     f"would repeat one random mask; call policy.eval() before sampling with a cache"
                 )
-
-
-def _trains(model: nn.Module) -> bool:
-    """Whether any of its modules is in train mode; at every call, and so without their names."""
-    waiting = [model]
-    while waiting:
-        module = waiting.pop()
-        if module.training:
-            return True
-        waiting += [child for child in module._modules.values() if child is not None]
-    return False

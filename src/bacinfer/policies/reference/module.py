@@ -18,8 +18,8 @@ class PlacedModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return self._dummy_variable.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        return self._dummy_variable.dtype

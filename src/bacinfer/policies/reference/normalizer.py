@@ -70,10 +70,11 @@ class LinearNormalizer(nn.Module):
         self.params_dict[field] = _parameters({"scale": scale, "offset": offset, "input_stats": stats})
 
     def __getitem__(self, field: str) -> FieldNormalizer:
-        if field not in self.params_dict:
-            known = ", ".join(self.params_dict) or "none: it was never fitted or loaded"
+        fields = self.params_dict
+        if field not in fields:
+            known = ", ".join(fields) or "none: it was never fitted or loaded"
             raise RuntimeError(f"the normaliser has no field {field!r}; its fields: {known}")
-        params = self.params_dict[field]
+        params = fields[field]
         return FieldNormalizer(params["scale"], params["offset"])
 
     def normalize(self, data: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

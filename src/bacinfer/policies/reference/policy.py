@@ -24,7 +24,8 @@ class ObservedPart(PlacedModule):
 
     def forward(self, shape: torch.Size) -> torch.Tensor:
         mask = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        mask[:, : self.n_obs_steps, self.action_dim :] = True
+        if shape[-1] > self.action_dim:
+            mask[:, : self.n_obs_steps, self.action_dim :] = True
         return mask
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from bacinfer.core.engines.denoising_steps import NUM_MEMORIES
 from bacinfer.core.engines.fused.constants import Constants
 from bacinfer.core.engines.fused.denoiser import CrossAttentionWeights
-from bacinfer.core.engines.fused.dit import NUM_MODULATIONS
+from bacinfer.core.engines.fused.dit import NUM_MODULATIONS, DiT
 from bacinfer.core.engines.sampling_call import SamplingCall
 
 
@@ -37,6 +37,7 @@ class Buffers:
         call: Of the shapes that the buffers are for.
 
     Attributes:
+        paints: Whether a part of the trajectory is given.
         trajectory: [B, T, A], a view of `tokens` [B, N, A], in which a timestep's token is 0.
         predicted: [B, T, A], a view of `output` [M, A].
         embedded: [B, N, D], what every token is embedded as but for its values: bias, position, timestep.
@@ -46,7 +47,9 @@ class Buffers:
         modulation: Shift, scale (with 1) and gate of the block that is computed, [B, 3, D]; None: there are none.
         conditioned: What the condition adds to those of each block, [blocks, B, 3, D].
         encoded: Tokens of the condition before they are folded: of the observations [B, J - 1, D], or those of the
-            `Constants.encoded_steps` [S, B, J, D] where an encoder mixes them with the timestep's.
+            `Constants.encoded_steps` [S, B, J, D] where an encoder mixes them with the timestep's; a DiT's activated
+            features [B, C].
+        condition_hidden: Between the two maps of an encoder [B, J - 1, 4 D].
         conditions: What each cross-attention block sees of the condition, by the block's number.
     """
 
@@ -60,6 +63,8 @@ class Buffers:
         condition = call.condition if denoiser.takes(call.condition) else None
 
         self.noise = self._new(len(constants.sigmas), self.batch, self.horizon, trajectory_width, dtype=dtype)
+        self._draws = self.noise.unbind()
+        self.paints = bool(call.is_given.any())
         self.given = self._new(self.batch, self.horizon, trajectory_width)
         self.is_given = torch.zeros(self.given.shape, dtype=torch.bool, device=self.device)
         self.condition = None if condition is None else self._new(*condition.shape)
@@ -77,15 +82,22 @@ class Buffers:
         self.qkv = self._new(num_rows, 3 * width, dtype=dtype)
         self.output = self._new(num_rows, trajectory_width, dtype=dtype)
         self.predicted = self.output.view(self.batch, self.rows, -1)[:, -self.horizon :]
+        self._zero = self.x.new_zeros(())
         self.x0 = self._new(self.batch, self.horizon, trajectory_width)
         keeps = any(step.keeps for step in constants.sampler.steps)
         self.kept = self._new(NUM_MEMORIES if keeps else 0, self.batch, self.horizon, trajectory_width)
         self.mask = None if denoiser.mask is None else denoiser.mask.to(dtype)
         self.heads = self.qkv.view(self.batch, self.rows, 3, denoiser.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
         tokens, num_steps = self.num_condition_tokens, len(constants.encoded_steps)
-        self.encoded = self._new(
-            *([num_steps, self.batch, tokens] if num_steps else [self.batch, max(0, tokens - 1)]), width
+        if isinstance(denoiser, DiT):
+            self.encoded = self._new(*(0, 0) if condition is None else condition.shape)
+        else:
+            shape = [num_steps, self.batch, tokens] if num_steps else [self.batch, max(0, tokens - 1)]
+            self.encoded = self._new(*shape, width)
+        hidden = (
+            0 if isinstance(denoiser, DiT) or not constants.condition_maps else len(constants.condition_maps[1].bias)
         )
+        self.condition_hidden = self._new(self.batch, max(0, tokens - 1), hidden)
         self.conditions = {
             number: self._new_condition(weights, denoiser.memory_mask, dtype)
             for number, weights in enumerate(constants.weights)
@@ -115,21 +127,23 @@ class Buffers:
     def load(self, call: SamplingCall) -> None:
         """Copies the arguments, and draws what the loop starts from."""
         self.trajectory.copy_(call.draw_noise() if call.start is None else call.start)
-        self.given.copy_(self._small_enough(call.given))
-        self.is_given.copy_(call.is_given)
+        if self.paints:
+            self._copy_small_enough(call.given, self.given)
+            self.is_given.copy_(call.is_given)
         if self.condition is not None and call.condition is not None:
-            self.condition.copy_(self._small_enough(call.condition))
+            self._copy_small_enough(call.condition, self.condition)
 
     def draw(self, generator: torch.Generator | None) -> None:
         """Draws the noise of all steps, by the calls of the loop in their order."""
-        for noise in self.noise:
-            torch.randn(noise.shape, dtype=noise.dtype, device=noise.device, generator=generator, out=noise)
+        for noise in self._draws:
+            noise.normal_(generator=generator)
 
-    def _small_enough(self, x: Tensor) -> Tensor:
-        """x, but no number where the products of the plain policy might overflow.
+    def _copy_small_enough(self, x: Tensor, out: Tensor) -> None:
+        """Copies x, but no number where the products of the plain policy might overflow.
 
         Programs group products otherwise, and keep a part of halves' in single precision: so they might not overflow
         there, and make a finite action of what the plain policy makes none of.
         """
         largest = torch.finfo(self.residuals.dtype).max ** 0.75  # which leaves 16 (halves) or 4e9 for the weights
-        return torch.where(x.abs() < largest, x, torch.nan)
+        beyond = x * (torch.finfo(x.dtype).max / largest)  # infinite there, and so no number when it is multiplied by 0
+        torch.addcmul(x, beyond, self._zero, out=out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from bacinfer.core.engines.denoising_steps import DenoisingSteps
 from bacinfer.core.engines.fused.affine import Affine
@@ -26,6 +27,8 @@ class Constants:
         time_tokens: The timesteps' tokens with their position, before a condition's encoder or the stack: [K, D].
             Of width 0 where the timestep is part of the modulation.
         modulation: What the timesteps add to each block's shift, scale and gate [K, blocks, 3, D]; None: it has none.
+        condition_maps: What the condition passes, once a call: of tokens, from numbers to tokens and through an encoder
+            of two maps; of a DiT, to each block's modulation. Empty where PyTorch encodes it.
         folded_time: Block and step to what the block sees of the timestep's token, where every call has the same.
         encoded_steps: The steps at which some block sees the condition, where an encoder mixes its tokens with the
             timestep's, so that they are encoded for these steps together; none otherwise.
@@ -47,6 +50,7 @@ class Constants:
         timesteps = torch.tensor(sampler.timesteps, device=weight.device)
         self.time_tokens = denoiser.time_tokens(timesteps)
         self.modulation = denoiser.modulation_by_time(timesteps) if isinstance(denoiser, DiT) else None
+        self.condition_maps = self._map_condition(timesteps)
         self.folded_time = self._fold_time_tokens()
         self.encoded_steps = self._encoded_steps()
         self.encoded_time_tokens = self.time_tokens[list(self.encoded_steps), None, None]  # [S, 1, 1, D]
@@ -56,7 +60,18 @@ class Constants:
     @property
     def num_bytes(self) -> int:
         """Memory of the tensors, without the model's own."""
-        return num_bytes([self.weights, self.input, self.head, self.time_tokens, self.folded_time, self.modulation])
+        parts = [self.weights, self.input, self.head, self.condition_maps]
+        return num_bytes([*parts, self.time_tokens, self.folded_time, self.modulation])
+
+    def _map_condition(self, timesteps: Tensor) -> list[Affine]:
+        denoiser = self.denoiser
+        if isinstance(denoiser, DiT):
+            return denoiser.condition_maps(timesteps)
+        encoder, dtype = denoiser.model.encoder, denoiser.weight.dtype
+        is_perceptron = isinstance(encoder, nn.Sequential) and [*map(type, encoder)] == [nn.Linear, nn.Mish, nn.Linear]
+        if denoiser.encoder_only or denoiser.model.cond_obs_emb is None or not is_perceptron:
+            return []
+        return [Affine.of(part.weight, part.bias, dtype) for part in (denoiser.model.cond_obs_emb, *encoder[::2])]
 
     def _fold_time_tokens(self) -> dict[tuple[int, int], FoldedTokens]:
         folded: dict[tuple[int, int], FoldedTokens] = {}

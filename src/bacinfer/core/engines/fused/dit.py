@@ -102,21 +102,23 @@ class DiT:
     def _maps(self) -> list[nn.Linear]:
         return [layer.adaLN_modulation[1] for layer in self.model.transformer_blocks]
 
+    def _time_features(self, timesteps: Tensor) -> Tensor:
+        return F.silu(self.model.time_mlp(timesteps))
+
     def modulation_by_time(self, timesteps: Tensor) -> Tensor:
         """The timesteps' part of the modulation, with the biases, and 1 added to the scales: [K, blocks, 3, D]."""
-        features = F.silu(self.model.time_mlp(timesteps))
+        features = self._time_features(timesteps)
         time_width = features.shape[-1]
         parts = [F.linear(features, linear.weight[:, :time_width], linear.bias) for linear in self._maps]
         modulation = torch.stack(parts, dim=1).view(len(timesteps), len(self.blocks), NUM_MODULATIONS, -1)
         modulation[:, :, 1] += 1
         return modulation
 
-    def modulate_by(self, condition: Tensor, out: Tensor) -> None:
-        """The part of the observations [B, C], into `out` [blocks, B, 3, D]."""
-        features, (batch, width) = F.silu(condition), condition.shape
-        for layer, linear in enumerate(self._maps):
-            part = F.linear(features, linear.weight[:, -width:]).view(batch, len(_KINDS), NUM_MODULATIONS, -1)
-            out[len(_KINDS) * layer : len(_KINDS) * (layer + 1)] = part.transpose(0, 1)
+    def condition_maps(self, timesteps: Tensor) -> list[Affine]:
+        """For each block, from the observations' activated features [B, C] to their part of its modulation [B, 3 D]."""
+        time_width = self._time_features(timesteps).shape[-1]
+        weights = [part for linear in self._maps for part in linear.weight[:, time_width:].chunk(len(_KINDS))]
+        return [Affine.of(weight, None, weight.dtype) for weight in weights]
 
 
 def is_dit(model: Any) -> bool:

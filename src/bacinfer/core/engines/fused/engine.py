@@ -8,8 +8,7 @@ of sampling.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -115,10 +114,12 @@ class FusedEngine:
                 f"the denoising loop takes {found} steps, but the plan was applied for "
                 f"K = {self.trajectory.num_inference_steps}; apply a plan for K = {found}, or remove it first"
             )
-        with self.trajectory.exclusive(), _plain_tensors():
+        name = self.name
+        # no gradients, and tensors that may be written to later, also where inference mode is on
+        with self.trajectory.exclusive(), torch.inference_mode(False), torch.no_grad():
             try:
-                check_device(self.name, call.given.device, self.precision)
-                sample = run(self.programs[phase].runner(self.loop.loop, plain, call, self.name), call)
+                check_device(name, call.given.device, self.precision)
+                sample = run(self.programs[phase].runner(self.loop.loop, plain, call, name), call)
             except UnsupportedPolicyError as error:
                 if self.runner is not None:
                     raise RuntimeError(cannot_run(self.runner, str(error), self.precision)) from error
@@ -162,10 +163,3 @@ class _Loop(ReplacedLoop):
         if not trajectory.is_running or trajectory.observer is not None or len(call.given) == 0:
             return self.call_original(call)
         return self.engine.sample(call, eagerly=self.call_original)
-
-
-@contextmanager
-def _plain_tensors() -> Iterator[None]:
-    """No gradients, and tensors that may be written to later, also where inference mode is on."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield

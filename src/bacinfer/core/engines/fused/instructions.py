@@ -6,6 +6,7 @@ code. Both are exact: only the order in which floating-point numbers are added a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +28,24 @@ from bacinfer.core.engines.fused.denoiser import (
 
 class Instruction(Protocol):
     def run(self, buffers: Buffers) -> None: ...
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Maps the last dimension of one tensor [B, ..., in] into another one, and activates the result or adds to it."""
+
+    map: Affine
+    source: Tensor
+    target: Tensor
+    activation: Callable[[Tensor], Tensor] | None = None
+    added: Tensor | None = None
+
+    def run(self, buffers: Buffers) -> None:
+        target = self.map(self.source.flatten(0, -2), out=self.target.flatten(0, -2))
+        if self.activation is not None:
+            target.copy_(self.activation(target))
+        if self.added is not None:
+            self.target.add_(self.added)
 
 
 @dataclass(frozen=True)

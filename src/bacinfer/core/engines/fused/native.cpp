@@ -14,7 +14,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <future>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -58,6 +57,8 @@ enum Operation : int32_t {
     PREDICT,        // output = head(norm(x))
     STEP,           // x0 = clamp((a x + b y) / s); x = c x0 + d x + e y + f last x0 + source [B, T, A]
     MODULATE,       // modulation = source [3, D] + offset [B, 3, D], for that block
+    LINEAR,         // target [B, count, out] = map of source [B, count, in], with activation `first` (-1: none), or plus
+                    // offset [B, count, out]
     REMEMBER        // kept[first] = a kept[first] + b trajectory
 };
 
@@ -69,6 +70,8 @@ struct Instruction {
     float coefficients[7];
     const float* source;
     const float* offset;
+    float* target;
+    Affine map;
 };
 
 enum Precision : int32_t { SINGLE, BFLOAT16, INT8 };
@@ -115,7 +118,7 @@ const char* structs() {
             << "\n";
         out << STRUCT(Instruction) << AT(Instruction, operation) << AT(Instruction, first) << AT(Instruction, last)
             << AT(Instruction, count) << AT(Instruction, coefficients) << AT(Instruction, source)
-            << AT(Instruction, offset) << "\n";
+            << AT(Instruction, offset) << AT(Instruction, target) << AT(Instruction, map) << "\n";
         out << STRUCT(Program) << AT(Program, batch) << AT(Program, rows) << AT(Program, horizon)
             << AT(Program, trajectory_width) << AT(Program, width) << AT(Program, hidden_width) << AT(Program, heads)
             << AT(Program, condition_tokens) << AT(Program, clip) << AT(Program, precision) << AT(Program, x) << AT(Program, embedded)
@@ -137,6 +140,13 @@ namespace {
 
 // -- teams -----------------------------------------------------------------------------------------------------------
 
+// Others are a few microseconds away, unless somebody else has their processor.
+template <class F>
+void spin_until(F ready) {
+    for (int i = 0; !ready(); i++)
+        if (i >= 2000) std::this_thread::yield();
+}
+
 class Barrier {
 public:
     explicit Barrier(int size) : size_(size) {}
@@ -149,9 +159,7 @@ public:
             phase_.store(phase + 1, std::memory_order_release);
             return;
         }
-        // Others are a few microseconds away, unless somebody else has their processor.
-        for (int i = 0; phase_.load(std::memory_order_acquire) == phase; i++)
-            if (i >= 2000) std::this_thread::yield();
+        spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
     }
 
 private:
@@ -244,6 +252,7 @@ struct Member {
             case PREDICT: predict(begin, end); break;
             case STEP: step(instruction, begin, end); break;
             case MODULATE: modulate(p.blocks[instruction.first], instruction); break;
+            case LINEAR: linear(instruction); break;
             case REMEMBER: remember(instruction, begin, end); break;
         }
     }
@@ -299,6 +308,18 @@ struct Member {
         const float* summands = parts.data() + (begin - first * p.rows) * D;
         std::memcpy(residual + begin * D, summands, n * sizeof(float));
         for (int64_t i = 1; i < part.count; i++) add(residual + begin * D, summands + i * (last - first) * p.rows * D, n);
+    }
+
+    // No barrier at its end: what reads the rows of other members begins with one.
+    void linear(const Instruction& instruction) {
+        barrier.wait();
+        const Affine& map = instruction.map;
+        const int64_t start = first * instruction.count, num_rows = (last - first) * instruction.count;
+        const float* const added = instruction.offset ? instruction.offset + start * map.out : nullptr;
+        const Epilogue epilogue = added ? ADD_TO_ROWS : instruction.first < 0 ? STORE : ACTIVATE;
+        product(Rows<float>{instruction.target + start * map.out, map.out},
+                Rows<const float>{instruction.source + start * map.in, map.in}, num_rows, map, epilogue,
+                instruction.first, added, part);
     }
 
     // No barrier at its end: the block that it is for begins with one.
@@ -388,7 +409,7 @@ struct Member {
                     float* vector = block.vectors + side * half + ((entry * J + j) * H + head) * D;
                     const float* matrix = (side == 0 ? block.query : block.out) + head * head_width * D;
                     std::fill(vector, vector + D, 0.0f);
-                    for (int64_t d = 0; d < head_width; d++) add_scaled(vector, matrix + d * D, key[side * D + d], D);
+                    combine(vector, vector, matrix, key + side * D, head_width, D);
                 }
                 const float logit = dot(key, block.query_bias + head * head_width, head_width);
                 for (int64_t n = 0; n < p.rows; n++)
@@ -466,11 +487,12 @@ public:
         for (int team = 0; team < teams; team++)
             teams_.push_back(std::make_unique<Team>(program_, batch * team / teams, batch * (team + 1) / teams,
                                                     team_size(team, count)));
-        begun_.set_value(count);
+        count_.store(count, std::memory_order_release);
     }
 
     void work(int thread) {
-        const int teams = num_teams(count_.get());
+        spin_until([&] { return count_.load(std::memory_order_acquire) > 0; });
+        const int teams = num_teams(count_.load(std::memory_order_relaxed));
         Member(program_, *teams_[thread % teams], thread / teams).run();
     }
 
@@ -484,9 +506,7 @@ private:
     }
 
     const Program& program_;
-    std::atomic<int> next_{0};
-    std::promise<int> begun_;
-    std::shared_future<int> count_{begun_.get_future()};
+    std::atomic<int> next_{0}, count_{0};  // threads that came, and all of them once they may begin
     std::vector<std::unique_ptr<Team>> teams_;
 };
 

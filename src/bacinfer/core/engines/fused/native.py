@@ -46,7 +46,8 @@ class _Instruction(ctypes.Structure):
     _fields_ = (
         *((name, c_int32) for name in ("operation", "first", "last", "count")),
         ("coefficients", c_float * 7),
-        *((name, c_void_p) for name in ("source", "offset")),
+        *((name, c_void_p) for name in ("source", "offset", "target")),
+        ("map", _Affine),
     )
 
 
@@ -80,10 +81,13 @@ MOST_BYTES_OF_A_ROW = 1 << 16
 _KINDS = (op.SelfAttention, op.CrossAttention, op.FeedForward)
 _OPERATIONS: tuple[Any, ...] = (
     *(op.Paint, op.SetTimeToken, op.Embed, op.AddResiduals, op.StoreTotal, op.AddTotal),
-    *(_KINDS, op.Fold, op.Predict, op.Step, op.Modulate, op.Remember),
+    *(_KINDS, op.Fold, op.Predict, op.Step, op.Modulate, op.Linear, op.Remember),
 )
 _GELU_TANH = partial(F.gelu, approximate="tanh")
 ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (F.gelu, F.relu, _GELU_TANH)
+"""Of feed-forward blocks."""
+
+_ACTIVATIONS = (*ACTIVATIONS, F.mish)
 
 
 class NativeProgram:
@@ -232,6 +236,16 @@ class NativeProgram:
                 **source,
                 "offset": self._pointer(buffers.conditioned[instruction.block]),
             }
+        if isinstance(instruction, op.Linear):
+            activation, added = instruction.activation, self._pointer(instruction.added)
+            return {
+                "first": -1 if activation is None else _ACTIVATIONS.index(activation),
+                "count": instruction.source[0].numel() // instruction.source.shape[-1],
+                "source": self._pointer(instruction.source),
+                "offset": added,
+                "target": self._pointer(instruction.target),
+                "map": self._affine(instruction.map),
+            }
         if isinstance(instruction, op.Step):
             step = instruction.step
             coefficients = (c_float * 7)(step.a, step.b, 1 / step.s, step.c, step.d, step.e, step.f)
@@ -251,7 +265,8 @@ def _affines(program: Program, precision: str | None) -> list[tuple[Affine, str 
         for part in vars(weights).values()
         if isinstance(part, Affine)
     ]
-    return [(constants.input, None), *parts, (constants.head, None)]
+    maps = [(part, None) for part in (constants.input, *constants.condition_maps)]
+    return [*maps, *parts, (constants.head, None)]
 
 
 def _check_structs(library: ctypes.CDLL) -> None:

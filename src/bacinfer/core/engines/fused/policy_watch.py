@@ -15,8 +15,10 @@ NUM_PARTS = 64
 """Calls within which any write to a weight is found."""
 
 _NUM_PEEKED_VALUES = 4  # of each matrix, at every call
+_LARGE = 1 << 12  # bytes whose comparison takes longer than its call
 _MODULE_METHODS = ("__call__", "_call_impl", "forward", "_sa_block", "_mha_block", "_ff_block", "_rotate_half")
 _METHODS = ("step", "set_timesteps", "_get_variance", "previous_timestep")  # of schedulers
+_VERSION = attrgetter("_version")
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes to what is compared bit by bit
 
 
@@ -52,9 +54,9 @@ class PolicyWatch:
         self._versions, self._tensors, self._addresses = self._read_versions(), tensors, _addresses(tensors)
         matrices = [_middle(_bits(tensor)) for tensor in tensors if tensor.ndim >= 2]
         self._peeked = _alike([*matrices, *map(_bits, _coefficients(self._settings_before))])
-        self._peeked_before = _joined(self._peeked)
+        self._peeked_before = _copied(self._peeked)
         self._parts = [_alike(part) for part in _split([_bits(tensor) for tensor in tensors], NUM_PARTS)]
-        self._parts_before = [_joined(part) for part in self._parts]
+        self._parts_before = [_copied(part) for part in self._parts]
         self._next_part = 0
 
     @property
@@ -83,7 +85,7 @@ class PolicyWatch:
         return [*map(type, self._modules), type(self._scheduler)]
 
     def _read_versions(self) -> list[int]:
-        return list(map(attrgetter("_version"), self._counted))
+        return list(map(_VERSION, self._counted))
 
 
 def _methods(classes: set[type]) -> Iterator[tuple[type, str, Any]]:
@@ -114,7 +116,7 @@ def _all_equal(found: Sequence[dict[Any, Any]], expected: Sequence[dict[Any, Any
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+    return list(map(Tensor.data_ptr, tensors))
 
 
 def _coefficients(settings: dict[str, Any]) -> list[Tensor]:
@@ -137,16 +139,25 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _alike(views: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The views that one comparison can take together: a scheduler's tables stay on the CPU."""
+    """The views that one comparison takes together: small ones, and on a GPU, where each is waited for, all."""
     groups: dict[Any, list[Tensor]] = {}
-    for view in views:
-        groups.setdefault((view.dtype, view.device), []).append(view)
+    for i, view in enumerate(views):
+        alone = view.device.type == "cpu" and view.nbytes > _LARGE
+        groups.setdefault((view.dtype, view.device, i if alone else None), []).append(view)
     return list(groups.values())
 
 
 def _joined(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """A copy of each group: on a GPU every comparison is waited for, so that there should be few."""
-    return [torch.cat([view if view.ndim == 1 else view.reshape(-1) for view in views]) for views in groups]
+    """Each group as one tensor, without a copy of what is one."""
+    return [views[0] if len(views) == 1 else torch.cat(list(map(_flat, views))) for views in groups]
+
+
+def _flat(view: Tensor) -> Tensor:
+    return view if view.ndim == 1 else view.reshape(-1)
+
+
+def _copied(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [joined.clone() for joined in _joined(groups)]
 
 
 def _split(tensors: Sequence[Tensor], num_parts: int) -> list[list[Tensor]]:

@@ -143,6 +143,11 @@ inline void accumulate(Sums<R>& sums, const Rows<const Quad>& a, int64_t k, cons
 #endif
 }
 
+inline void put(float* c, const float* values, int64_t n) {
+    if (n == PANEL) std::memcpy(c, values, PANEL * sizeof(float));  // of a known size: a few stores instead of a call
+    else std::memcpy(c, values, n * sizeof(float));
+}
+
 // R rows of a product with one panel.
 template <int R, class In>
 void multiply(const Tile<In>& tile) {
@@ -172,7 +177,7 @@ void multiply(const Tile<In>& tile) {
     for (int r = 0; r < R; r++) {
         float* const values = (float*)sums[r];
         if (tile.epilogue == ADD_TO_ROWS) add(values, tile.added + r * tile.c.stride, tile.columns);
-        std::memcpy(tile.c[r], values, tile.columns * sizeof(float));
+        put(tile.c[r], values, tile.columns);
     }
 }
 
@@ -238,7 +243,7 @@ public:
 
     void set_row(int64_t row, const float* x) {
         for (int64_t column = 0; column < out_; column += PANEL)
-            std::memcpy(place(row, column), x + column, std::min<int64_t>(PANEL, out_ - column) * sizeof(float));
+            put(place(row, column), x + column, std::min<int64_t>(PANEL, out_ - column));
     }
 
     void set_column(int64_t column, const float* x) {

@@ -18,6 +18,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bacinfer.core.engines.base import UnsupportedPolicyError
 from bacinfer.core.engines.fused import instructions as op
@@ -45,9 +46,11 @@ class Program:
         self.constants = constants
         self.buffers = Buffers(constants, call)
         self.blocks = block_instructions(constants, self.buffers)
-        self.instructions = trajectory_instructions(
-            constants, self.blocks, paints=bool(call.is_given.any()), observes=self.buffers.condition is not None
+        observing = condition_instructions(constants, self.buffers)
+        trajectory = trajectory_instructions(
+            constants, self.blocks, paints=self.buffers.paints, observes=self.buffers.condition is not None
         )
+        self.instructions = [*observing, *trajectory]
 
     @property
     def device(self) -> torch.device:
@@ -80,13 +83,13 @@ class Program:
             instruction.run(self.buffers)
 
     def encode_condition(self) -> None:
-        """The part of the model before its transformer layers, once for all steps."""
+        """What is made of the condition before the instructions that take it from there."""
         denoiser, buffers = self.constants.denoiser, self.buffers
         if isinstance(denoiser, DiT):
             if buffers.condition is not None:
-                denoiser.modulate_by(buffers.condition, out=buffers.conditioned)
+                buffers.encoded.copy_(F.silu(buffers.condition))
             return
-        if denoiser.encoder_only:
+        if denoiser.encoder_only or self.constants.condition_maps:
             return
         model = denoiser.model
         observed = None
@@ -122,6 +125,23 @@ def block_instructions(constants: Constants, buffers: Buffers) -> list[BlockInst
         else:
             blocks.append(op.CrossAttention(number, weights, buffers.conditions[number]))
     return blocks
+
+
+def condition_instructions(constants: Constants, buffers: Buffers) -> list[op.Instruction]:
+    """What the condition passes, once for all steps."""
+    condition, encoded, maps = buffers.condition, buffers.encoded, constants.condition_maps
+    if condition is None or not maps:
+        return []
+    if isinstance(constants.denoiser, DiT):
+        modulations = buffers.conditioned.flatten(2)
+        return [op.Linear(part, encoded, modulation) for part, modulation in zip(maps, modulations, strict=True)]
+    first, inner, last = maps
+    positions = constants.denoiser.model.cond_pos_emb[:, 1 : buffers.num_condition_tokens]
+    return [
+        op.Linear(first, condition, encoded, added=positions.detach().repeat(buffers.batch, 1, 1)),
+        op.Linear(inner, encoded, buffers.condition_hidden, activation=F.mish),
+        op.Linear(last, buffers.condition_hidden, encoded),
+    ]
 
 
 def trajectory_instructions(

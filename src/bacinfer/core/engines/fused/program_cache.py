@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -240,18 +240,22 @@ def run(runner: Runner, call: SamplingCall) -> Tensor:
         return runner.sample(call)
 
 
-def _no_autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, enabled=False)
+def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if _autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
 def dtype_of_products(weights: Tensor) -> torch.dtype:
     """What matrix products run in: autocast's dtype where it is on, otherwise that of the weights."""
-    device = weights.device.type
+    return _autocast_dtype(weights.device) or weights.dtype
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """None where autocast is off."""
     if hasattr(torch, "get_autocast_dtype"):  # PyTorch 2.4
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights.dtype
-    if device == "cpu":
-        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else weights.dtype
-    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else weights.dtype
+        return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    if device.type == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
 
 
 def _signature(tensor: Tensor | None) -> Any:

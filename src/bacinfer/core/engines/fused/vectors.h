@@ -29,7 +29,7 @@ struct Norm {
     float epsilon;
 };
 
-enum Activation : int32_t { GELU, RELU, GELU_TANH };
+enum Activation : int32_t { GELU, RELU, GELU_TANH, MISH };
 
 namespace {
 
@@ -122,15 +122,6 @@ inline Vec gelu_tanh(Vec x) {
     return x / (1.0f + exponential(power > 88.0f ? splat(88.0f) : power));
 }
 
-// n vectors, in place.
-inline void activate(Vec* x, int n, int32_t activation) {
-    if (activation == GELU)
-        for (int i = 0; i < n; i++) x[i] = gelu(x[i]);
-    else if (activation == RELU)
-        for (int i = 0; i < n; i++) x[i] = at_least(0.0f, x[i]);
-    else
-        for (int i = 0; i < n; i++) x[i] = gelu_tanh(x[i]);
-}
 
 // Calls f(i) for the vectors of [0, n) and g(i) for the rest.
 template <class F, class G>
@@ -208,10 +199,28 @@ void normalise(float* y, const float* x, const Norm& norm, int64_t n) {
 
 inline int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-// exp(x) for x <= 0; no number where x is none, and nothing where it is masked or so low that nothing is left.
+// exp(x) for x <= 88; no number where x is none, and nothing where it is masked or so low that nothing is left.
 inline Vec power(Vec x) {
     const Vec powers = exponential(x);
     return x < LOWEST_EXPONENT ? Vec{} : x == x ? powers : x;
+}
+
+// x tanh(log(1 + e^x)) (Misra, 2019): with e = e^x the hyperbolic tangent is e (e + 2) / (e (e + 2) + 2), and 1 beyond 20.
+inline Vec mish(Vec x) {
+    const Vec e = power(x > 20.0f ? splat(20.0f) : x), product = e * (e + 2.0f);
+    return x * product / (product + 2.0f);
+}
+
+// n vectors, in place.
+inline void activate(Vec* x, int n, int32_t activation) {
+    if (activation == GELU)
+        for (int i = 0; i < n; i++) x[i] = gelu(x[i]);
+    else if (activation == RELU)
+        for (int i = 0; i < n; i++) x[i] = at_least(0.0f, x[i]);
+    else if (activation == MISH)
+        for (int i = 0; i < n; i++) x[i] = mish(x[i]);
+    else
+        for (int i = 0; i < n; i++) x[i] = gelu_tanh(x[i]);
 }
 
 // Over x [n], in place; it is followed by -infinity up to a whole vector. No number where one of x is none.
