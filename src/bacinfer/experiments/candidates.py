@@ -12,6 +12,7 @@ from bacinfer.experiments.method import Method, parse_method
 OWN_STEPS = (50, 25, 20, 16, 12, 10, 8, 6, 5, 4, 3, 2)
 DDIM_STEPS = (16, 10, 5)
 DPM_STEPS = (10, 8, 6, 5, 4, 3)
+STOCHASTIC_DPM_STEPS = (16,)
 WARM_STARTS = {
     ("ddim", 10): ((0.3, 2), (0.4, 2), (0.4, 3), (0.5, 4)),
     ("dpm", 6): ((0.3, 3), (0.4, 3), (0.4, 4), (0.5, 4), (0.6, 5)),
@@ -37,8 +38,8 @@ def default_methods(policy: Any, *, stateful: bool) -> list[Method]:
     specs = [f"own:{n}" for n in OWN_STEPS if n < num_steps and handle.num_steps is not None]
     if hasattr(scheduler, "config"):
         num_levels = scheduler.config["num_train_timesteps"]
-        samplers = (("ddim", DDIM_STEPS), ("dpm", DPM_STEPS))
-        specs += [f"{kind}:{n}" for kind, numbers in samplers for n in numbers if n < num_levels]
+        samplers = (("ddim:{}", DDIM_STEPS), ("dpm:{}", DPM_STEPS), ("dpm:{}:1", STOCHASTIC_DPM_STEPS))
+        specs += [spec.format(n) for spec, numbers in samplers for n in numbers if n < num_levels]
         if stateful:
             specs += _warm_starts(num_levels)
     num_blocks = len(find_blocks(handle.model))
