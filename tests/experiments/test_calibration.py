@@ -17,12 +17,19 @@ from bacinfer import PolicyHandle, Sampler, SamplingPlan
 from bacinfer.commands.calibrate import main
 from bacinfer.core.apply import switch
 from bacinfer.experiments import calibration, trials
-from bacinfer.experiments.calibration import FIRST_CONFIRMATION_SEED, Candidate, Target, calibrate, survivors
+from bacinfer.experiments.calibration import (
+    FIRST_CONFIRMATION_SEED,
+    Candidate,
+    Target,
+    calibrate,
+    episodes_to_show,
+    survivors,
+)
 from bacinfer.experiments.candidates import default_methods
 from bacinfer.experiments.plans import make_plans
 from bacinfer.experiments.schedules import found_at
 from bacinfer.measurement.latency import Latency
-from bacinfer.measurement.statistics import estimate_paired_difference
+from bacinfer.measurement.statistics import Estimate, estimate_paired_difference
 from bacinfer.tasks import Rollout
 from bacinfer.tasks.base import FIRST_TEST_SEED
 from core.fused.fused_helpers import make_policy
@@ -185,6 +192,18 @@ def test_a_latency_that_is_asked_for(tmp_path: Path) -> None:
 def test_where_nothing_is_good_enough_the_best_one_is_named_as_such(tmp_path: Path) -> None:
     found = found_by(LossyTask(), tmp_path, plans={name: PLANS[name] for name in ("own:1", "own:2")})
     assert (found.chosen.name, found.loses_nothing) == ("own:2", False)
+
+
+def test_how_many_episodes_would_show_it() -> None:
+    def found(mean: float, low: float | None) -> int | None:
+        return episodes_to_show(Estimate(mean, 0.01, low, None, 200), 0.02)
+
+    assert found(-0.01, -0.03) == 800, "an interval of half the length takes four times as many"
+    assert found(0.01, -0.021) == 300, "in hundreds"
+    assert found(-0.02, -0.04) is found(-0.03, -0.05) is found(0.01, None) is None
+    lost = replace(judged("own:10", 1, -0.01, spread=0.1), confirmed=Estimate(-0.01, 0.01, -0.03, 0.01, 200))
+    verdict = calibration.Calibration(lost, (lost,), lost, Target()).verdict
+    assert verdict.endswith("less than 0.02; about 800 would, if the difference stayed what it is")
 
 
 def judged(name: str, latency: float, difference: float, spread: float = 0.01) -> Candidate:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,18 @@ class Calibration:
         shown = f"its score differs by {found.signed} in {found.count} fresh episodes"
         if self.loses_nothing:
             return f"{what}; {shown}: it loses less than {self.target.margin:g}, with {CONFIDENCE:.0%} confidence"
-        return f"{what}; {shown}, which does not show that it loses less than {self.target.margin:g}"
+        needed = episodes_to_show(found, self.target.margin)
+        would = "" if needed is None else f"; about {needed} would, if the difference stayed what it is"
+        return f"{what}; {shown}, which does not show that it loses less than {self.target.margin:g}{would}"
+
+
+def episodes_to_show(difference: Estimate, margin: float) -> int | None:
+    """How many paired episodes show a loss below the margin, in hundreds, if their mean and spread are these; None: no
+    number does."""
+    room = difference.mean + margin
+    if difference.low is None or room <= 0:
+        return None
+    return 100 * ceil(difference.count * ((difference.mean - difference.low) / room) ** 2 / 100)
 
 
 HEADER = ("plan", "steps", "ms a call", "speedup", "episodes", "score", "difference to plain", "in fresh episodes")
