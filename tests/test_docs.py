@@ -39,7 +39,8 @@ SHORTER = {
     "bacinfer calibrate": " -o {tmp}/calibration --methods own:2,ddim:2 --rounds 2 --fresh 2",
     "bash shell/main/": " --output_dir {results} --n_test 1 --latency_calls 1",
     "bacinfer sweep": " results_dir={results} n_test=1 latency_calls=1 method=ddim:4",
-    "bacinfer train task=pusht_image": " training.frames_dir={tmp}/frames",
+    "bacinfer train task=pusht_image": " --data {tmp}/demos.npz -o {tmp}/run training.num_epochs=1"
+    " training.frames_dir={tmp}/frames && ls {tmp}/run",
     "bacinfer train -o": " --data {tmp}/demos.npz -o {tmp}/run training.num_epochs=1 && ls {tmp}/run",
     "bacinfer train task=pick_place": " --data {tmp}/arm.npz -o {tmp}/run task.dataset.num_demonstrations=1"
     " training.num_epochs=1 && ls {tmp}/run",

@@ -20,7 +20,7 @@ def test_the_first_screen_has_what_the_measurements_have() -> None:
         for line in FIRST_SCREEN.splitlines()
         if line.startswith("|") and " ms" in line
     ]
-    assert len(rows) == 9
+    assert len(rows) == 10
     for plan, _, latency, difference in rows:
         assert f"| {latency} |" in measured, latency
         assert plan.startswith("plain") or difference in measured, difference
