@@ -9,7 +9,7 @@ from bacinfer.core.engines.choose import (
     check_is_precision,
     choose_engine,
 )
-from bacinfer.core.engines.fused.runners import PRECISIONS
+from bacinfer.core.engines.fused.native import PRECISIONS
 from bacinfer.core.engines.planned_scheduler import sampled_by
 
 __all__ = [

@@ -9,8 +9,9 @@ from bacinfer.core.blocks import Block
 from bacinfer.core.engines.base import Engine, Phase, UnsupportedPolicyError
 from bacinfer.core.engines.eager import EagerEngine
 from bacinfer.core.engines.fused.engine import FusedEngine, cannot_run, log_eager
+from bacinfer.core.engines.fused.native import PRECISIONS
 from bacinfer.core.engines.fused.program_cache import ProgramCache
-from bacinfer.core.engines.fused.runners import PRECISIONS, RUNNERS, fastest_on
+from bacinfer.core.engines.fused.runners import RUNNERS, fastest_on
 from bacinfer.core.engines.onednn import OneDnnEngine
 
 AUTO = "auto"

@@ -91,12 +91,11 @@ class Buffers:
         tokens, num_steps = self.num_condition_tokens, len(constants.encoded_steps)
         if isinstance(denoiser, DiT):
             self.encoded = self._new(*(0, 0) if condition is None else condition.shape)
+            hidden = 0
         else:
             shape = [num_steps, self.batch, tokens] if num_steps else [self.batch, max(0, tokens - 1)]
             self.encoded = self._new(*shape, width)
-        hidden = (
-            0 if isinstance(denoiser, DiT) or not constants.condition_maps else len(constants.condition_maps[1].bias)
-        )
+            hidden = len(constants.condition_maps[1].bias) if constants.condition_maps else 0
         self.condition_hidden = self._new(self.batch, max(0, tokens - 1), hidden)
         self.conditions = {
             number: self._new_condition(weights, denoiser.memory_mask, dtype)

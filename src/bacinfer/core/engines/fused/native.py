@@ -74,8 +74,8 @@ MULTIPLICATIONS_OF_A_THREAD = 1 << 15
 """A batch entry's in a product between two barriers, for every further thread that shares the entry. (16 rows: a second
 thread gains nothing at a width of 32, and a sixth at 48.)"""
 
-PRECISIONS = (None, "bf16", "int8")
-"""Of the products with the weights of self-attention and feed-forward blocks; None: single."""
+PRECISIONS = ("bf16", "int8")
+"""Of the products with the weights of self-attention and feed-forward blocks, besides the policy's own."""
 MOST_BYTES_OF_A_ROW = 1 << 16
 """Whose products' sum is below 2^31."""
 _KINDS = (op.SelfAttention, op.CrossAttention, op.FeedForward)
@@ -96,7 +96,7 @@ class NativeProgram:
     Args:
         program: In single precision.
         precision: One of `PRECISIONS`, to which the weights of self-attention and feed-forward blocks, and what is
-            multiplied with them, are rounded; sums stay in single precision, or are exact.
+            multiplied with them, are rounded; sums stay in single precision, or are exact. None: single.
 
     Raises:
         NativeUnavailableError: if there is no compiled code for it here.
@@ -158,7 +158,7 @@ class NativeProgram:
             heads=constants.denoiser.num_heads,
             condition_tokens=buffers.num_condition_tokens,
             clip=math.inf if clip is None else clip,
-            precision=PRECISIONS.index(self._precision),
+            precision=(None, *PRECISIONS).index(self._precision),
             **{name: self._pointer(getattr(buffers, name)) for name in _BUFFERS},
             hidden=self._pointer(self._hidden),
             input=self._affine(constants.input),

@@ -42,8 +42,6 @@ def compiled_or_python(program: Program) -> Runner:
 
 
 BF16 = "bf16"
-PRECISIONS = (BF16, "int8")
-"""Of products, besides the policy's own."""
 
 RUNNERS: Mapping[str, Callable[[Program], Runner]] = {"fused": compiled_or_python, "cuda_graph": CapturedProgram}
 """By the names of the engines."""
@@ -81,11 +79,9 @@ def check_device(name: str, device: torch.device, precision: str | None = None) 
     if precision is None or (name == "cuda_graph" and precision == BF16):
         return
     if name != "fused" or device.type != "cpu":
-        able = (
-            "the engines 'fused' on a CPU and 'cuda_graph' on a CUDA device have"
-            if precision == BF16
-            else ("the engine 'fused' on a CPU has")
-        )
+        able = "the engine 'fused' on a CPU has"
+        if precision == BF16:
+            able = "the engines 'fused' on a CPU and 'cuda_graph' on a CUDA device have"
         raise UnsupportedPolicyError(f"{able} that; this is {name!r} on {device}")
     try:
         native_library()

@@ -122,7 +122,6 @@ inline Vec gelu_tanh(Vec x) {
     return x / (1.0f + exponential(power > 88.0f ? splat(88.0f) : power));
 }
 
-
 // Calls f(i) for the vectors of [0, n) and g(i) for the rest.
 template <class F, class G>
 inline void each(int64_t n, F f, G g) {
